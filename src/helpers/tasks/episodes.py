@@ -1,0 +1,96 @@
+"""N-way K-shot episodes: few-shot classification tasks drawn from a pool of classes.
+
+The set-up is that of Vinyals et al. (Matching Networks, 2016, section 3.1), used by MAML (Finn et al., 2017, section 5.2): a task is
+N classes drawn without replacement, K labelled examples of each to learn from, and further examples of the same classes to be judged on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from helpers.runtime import UserError
+from helpers.tasks import Examples, Tasks
+
+
+@dataclass(frozen=True, eq=False)
+class FewShot:
+    """Few-shot classification tasks over a pool of classes.
+
+    Every task draws its classes without replacement and, for each class, ``shots + queries`` different instances: the first ``shots``
+    are the support set, the others the query set, so the two never share an image. Labels 0 … ways − 1 are given in the random
+    order in which the classes were drawn, so a class has no fixed label. The same object serves training and evaluation.
+
+    Images stay where they are: tasks are assembled on the device of ``images``, and only the images that are drawn are converted to floats.
+
+    Args:
+        images: uint8, ``[classes, instances, height, width]``; 255 is ink.
+        ways: classes in a task, N.
+        shots: support examples of each class, K.
+        queries: query examples of each class.
+
+    Raises:
+        UserError: when ``images`` is not such a tensor, a number is not positive, there are fewer classes than ``ways``, or fewer
+            instances of a class than ``shots + queries``.
+    """
+
+    images: Tensor
+    ways: int
+    shots: int
+    queries: int
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.images, Tensor) and self.images.dtype == torch.uint8 and self.images.dim() == 4):
+            found = f"{self.images.dtype} of shape {list(self.images.shape)}" if isinstance(self.images, Tensor) else type(self.images).__name__
+            raise UserError(f"Episodes need images as one uint8 tensor [classes, instances, height, width], not {found}.")
+        for name in ("ways", "shots", "queries"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"An episode's {name} must be a whole number of at least 1, not {value!r}.")
+        classes, instances = self.images.shape[:2]
+        if self.ways > classes:
+            raise UserError(f"{self.ways}-way tasks need at least {self.ways} classes, but this data set has {classes}: choose fewer ways.")
+        if self.shots + self.queries > instances:
+            raise UserError(
+                f"{self.shots} shots and {self.queries} queries need {self.shots + self.queries} different images of a class, "
+                f"but each class has {instances}: choose fewer."
+            )
+
+    def sample(self, n_tasks: int, generator: torch.Generator) -> Tasks:
+        """Draw ``n_tasks`` tasks.
+
+        Args:
+            n_tasks: how many tasks, T.
+            generator: the only source of randomness; it must live on the device of ``images``.
+
+        Returns:
+            ``Tasks`` with, for the support set (and alike for the query set with ``queries`` in place of ``shots``),
+            ``x``: float32 ``[T, ways * shots, 1, height, width]`` in [0, 1], ink = 1;
+            ``y``: int64 ``[T, ways * shots]`` in ``[0, ways)``.
+            Examples are ordered class by class, so ``x.unflatten(1, (ways, shots))`` separates the classes.
+
+        Raises:
+            UserError: when ``n_tasks`` is not positive or the generator lives on another device.
+        """
+        if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or n_tasks < 1:
+            raise UserError(f"The number of tasks to draw must be a whole number of at least 1, not {n_tasks!r}.")
+        device = self.images.device
+        if generator.device.type != device.type:
+            raise UserError(f"The images are on {device} but the random generator is on {generator.device}: make the generator on {device}.")
+        classes, instances, height, width = self.images.shape
+        each = self.shots + self.queries
+        # The positions of the k largest of independent uniforms are k positions without replacement, in random order.
+        # (Equal uniforms, about one pair in 2^24, only make the order of that pair deterministic.)
+        chosen = torch.rand(n_tasks, classes, generator=generator, device=device).topk(self.ways).indices
+        instance = torch.rand(n_tasks, self.ways, instances, generator=generator, device=device).topk(each).indices
+        drawn = (chosen.unsqueeze(-1) * instances + instance).flatten()
+        x = self.images.flatten(0, 1).index_select(0, drawn).to(torch.float32).div_(255)
+        x = x.view(n_tasks, self.ways, each, 1, height, width)
+        labels = torch.arange(self.ways, device=device)
+
+        def part(images: Tensor, n: int) -> Examples:
+            return Examples(images.flatten(1, 2), labels.repeat_interleave(n).expand(n_tasks, -1).contiguous())
+
+        return Tasks(support=part(x[:, :, : self.shots], self.shots), query=part(x[:, :, self.shots :], self.queries))

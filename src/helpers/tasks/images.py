@@ -1,0 +1,181 @@
+"""What the image data sets share: where data lie, how a decoded set is cached, rotations, splits and contact sheets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helpers.runtime import UserError, root
+
+
+@dataclass(frozen=True, eq=False)
+class ImageClasses:
+    """Images sorted by class.
+
+    Attributes:
+        images: uint8 ``[classes, instances, height, width]``; 255 is ink, 0 is paper.
+        names: one name a class, for example ``Greek/character03/rot090``.
+        groups: one name a class of what it belongs to (an alphabet or a script).
+        provenance: what a record needs to name the data: strings and numbers only.
+    """
+
+    images: Tensor
+    names: list[str]
+    groups: list[str]
+    provenance: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to(self, device: torch.device | str) -> ImageClasses:
+        """The same classes with their images on ``device``."""
+        return ImageClasses(self.images.to(device), self.names, self.groups, self.provenance)
+
+    def select(self, classes: Sequence[int]) -> ImageClasses:
+        """Only these classes, in this order."""
+        index = torch.as_tensor(classes, dtype=torch.long, device=self.images.device)
+        return ImageClasses(
+            self.images[index], [self.names[i] for i in classes], [self.groups[i] for i in classes], self.provenance
+        )
+
+
+def data_folders() -> list[Path]:
+    """Where data sets are looked for, in order: the folder named by ``METABOOK_DATA``, then ``data/raw`` of the checkout."""
+    named = os.environ.get("METABOOK_DATA")
+    return ([Path(named).expanduser().resolve()] if named else []) + [root() / "data" / "raw"]
+
+
+def rotations(classes: ImageClasses) -> ImageClasses:
+    """Four classes of each class: the images turned counter-clockwise by 0, 90, 180 and 270 degrees (Santoro et al., 2016; MAML).
+
+    All unturned classes come first, then all turned by 90 degrees, and so on; names get the suffix ``/rot000`` … ``/rot270``.
+    """
+    turned = torch.cat([torch.rot90(classes.images, k, dims=(2, 3)) for k in range(4)])
+    names = [f"{name}/rot{90 * k:03d}" for k in range(4) for name in classes.names]
+    return ImageClasses(turned, names, classes.groups * 4, classes.provenance | {"rotations": True})
+
+
+def hashed_order(names: Sequence[str], seed: int) -> list[int]:
+    """A random order of ``names`` that no version of any random number generator can change.
+
+    Sorted by the SHA-256 of ``"{seed}:{name}"``, so it depends on the seed and on each name, not on the order they come in.
+    """
+    return sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed}:{names[i]}".encode()).digest())
+
+
+def sha256(*parts: np.ndarray | bytes | str) -> str:
+    """SHA-256 over byte strings, texts (as UTF-8) and arrays (C order), in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
+def read_cache(path: Path, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays of a cache file, or None when there is none, it belongs to another key, or it is damaged.
+
+    The file carries its key and a digest of its arrays; anything that does not fit counts as "no cache", and the caller rebuilds.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+    stamp = arrays.pop("stamp", None)
+    return arrays if stamp is not None and str(stamp) == _stamp(key, arrays) else None
+
+
+def write_cache(path: Path, key: str, arrays: dict[str, np.ndarray]) -> bool:
+    """Write a cache file in one step, so that an interrupted or a parallel run never leaves half a file; False where that is not possible.
+
+    A cache only saves time, so a folder that cannot be written (read-only, disk full) is not an error.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            np.savez(file, stamp=np.array(_stamp(key, arrays)), **arrays)
+        os.chmod(temporary, 0o644)  # temporary files are private; a data folder may be shared
+        os.replace(temporary, path)
+    except OSError:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        return False
+    except BaseException:  # Ctrl-C: leave nothing behind
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _stamp(key: str, arrays: dict[str, np.ndarray]) -> str:
+    described = [f"{name}:{array.dtype}:{array.shape}" for name, array in sorted(arrays.items())]
+    return f"{key} {sha256(*described, *(array for _, array in sorted(arrays.items())))}"
+
+
+def import_torchvision():
+    """Import torchvision, also beside a CPU-only torch.
+
+    PyPI's torchvision is built for CUDA. Beside a CPU build of torch its compiled operators do not load, and then ``import torchvision``
+    fails with ``operator torchvision::nms does not exist``, because its Python part registers shape functions for operators that were
+    never declared. Declaring the two schemas is enough for data sets and transforms (not for ``torchvision.io``).
+
+    Raises:
+        UserError: when torchvision is not installed or does not load even so.
+    """
+    global _declared
+    import importlib
+    import sys
+
+    try:
+        return importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        raise UserError("This needs torchvision, which is not installed: `pip install torchvision`.") from error
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")]:
+        del sys.modules[name]  # what the failed import left behind
+    if _declared is None:
+        _declared = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            _declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("torchvision")
+
+
+_declared: torch.library.Library | None = None  # keeps the declarations alive: they go when the library object goes
+
+
+def contact_sheet(images: Tensor | np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """Lay images out as one picture, row by row.
+
+    Args:
+        images: ``[n, height, width]``, or ``[classes, instances, height, width]`` for one row a class (then the first ``columns`` instances).
+        columns: images in a row.
+        gap: paper between images, in pixels.
+
+    Returns:
+        ``[rows * (height + gap) + gap, columns * (width + gap) + gap]`` of the images' type; paper is 0.
+    """
+    array = images.cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if array.ndim == 4:
+        columns = min(columns, array.shape[1])
+        array = array[:, :columns].reshape(-1, *array.shape[2:])
+    rows = -(-len(array) // columns)
+    height, width = array.shape[1:]
+    sheet = np.zeros((rows * (height + gap) + gap, columns * (width + gap) + gap), array.dtype)
+    for i, image in enumerate(array):
+        top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
