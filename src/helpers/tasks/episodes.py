@@ -85,12 +85,12 @@ class FewShot:
         # (Equal uniforms, about one pair in 2^24, only make the order of that pair deterministic.)
         chosen = torch.rand(n_tasks, classes, generator=generator, device=device).topk(self.ways).indices
         instance = torch.rand(n_tasks, self.ways, instances, generator=generator, device=device).topk(each).indices
-        drawn = (chosen.unsqueeze(-1) * instances + instance).flatten()
-        x = self.images.flatten(0, 1).index_select(0, drawn).to(torch.float32).div_(255)
-        x = x.view(n_tasks, self.ways, each, 1, height, width)
-        labels = torch.arange(self.ways, device=device)
+        drawn = chosen.unsqueeze(-1) * instances + instance  # [T, ways, each], rows of the flattened pool
+        pool = self.images.flatten(0, 1)
 
-        def part(images: Tensor, n: int) -> Examples:
-            return Examples(images.flatten(1, 2), labels.repeat_interleave(n).expand(n_tasks, -1).contiguous())
+        def examples(rows: Tensor) -> Examples:
+            x = pool.index_select(0, rows.flatten()).to(torch.float32).div_(255)
+            y = torch.arange(self.ways, device=device).repeat_interleave(rows.shape[2]).repeat(n_tasks, 1)
+            return Examples(x.view(n_tasks, -1, 1, height, width), y)
 
-        return Tasks(support=part(x[:, :, : self.shots], self.shots), query=part(x[:, :, self.shots :], self.queries))
+        return Tasks(support=examples(drawn[..., : self.shots]), query=examples(drawn[..., self.shots :]))
