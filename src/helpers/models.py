@@ -1,0 +1,167 @@
+"""Networks as functions of a parameter dictionary: ``outputs = model(params, x)``.
+
+A model holds no tensors. ``model.init(generator)`` makes the parameters, a flat dictionary of named tensors, and calling
+the model with any such dictionary evaluates the network there; an adapted copy is just another dictionary.
+
+Normalisation uses the statistics of the batch it is given, in training and in evaluation alike, as the official MAML code does, and is
+written from ``mean`` and ``rsqrt``. That is deliberate: under ``torch.func.vmap``, ``torch.nn.BatchNorm2d`` gives second-order
+meta-gradients that are silently wrong (the MAML chapter shows it; pytorch/functorch#534).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from helpers.runtime import UserError
+
+Params = dict[str, Tensor]
+
+EPSILON = 1e-3  # of the official MAML code's normalisation (TensorFlow's default)
+
+
+class Model(Protocol):
+    """A network family: how its parameters begin, how they are applied, and which of them a learner adapts."""
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params: ...
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor: ...
+
+    def adapts(self, name: str) -> bool: ...
+
+
+def normalize(x: Tensor, shift: Tensor | None = None, epsilon: float = EPSILON) -> Tensor:
+    """Batch normalisation with the statistics of ``x`` itself, over every axis but the last.
+
+    Args:
+        x: ``[..., channels]``; all leading axes are the batch.
+        shift: ``[channels]``, added afterwards. There is no scale: a ReLU and a linear map follow, which absorb it.
+
+    Returns:
+        A tensor of the shape of ``x``. Differentiable any number of times, also under ``vmap``.
+
+    Source: Ioffe and Szegedy (2015), algorithm 1, without running averages.
+    """
+    axes = tuple(range(x.dim() - 1))
+    centred = x - x.mean(axes)
+    normal = centred * torch.rsqrt((centred * centred).mean(axes) + epsilon)
+    return normal if shift is None else normal + shift
+
+
+def patches(x: Tensor, stride: int = 2) -> Tensor:
+    """The 3×3 patches that a strided convolution with TensorFlow's "SAME" padding sees.
+
+    A convolution is then one matrix product, ``patches(x) @ weight``, which ``vmap`` turns into a batched product even when every
+    task has its own weight (a convolution call would become a slow grouped convolution).
+
+    Args:
+        x: ``[n, height, width, channels]``.
+
+    Returns:
+        ``[n, ceil(height / stride), ceil(width / stride), 9 * channels]``.
+    """
+    _, height, width, _ = x.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    # "SAME" pads so that ceil(size / stride) windows fit, the odd line going to the far side.
+    down, right = max((rows - 1) * stride + 3 - height, 0), max((columns - 1) * stride + 3 - width, 0)
+    x = pad(x, (0, 0, right // 2, right - right // 2, down // 2, down - down // 2))
+    last_row, last_column = (rows - 1) * stride + 1, (columns - 1) * stride + 1
+    return torch.cat([x[:, i : i + last_row : stride, j : j + last_column : stride] for i in range(3) for j in range(3)], dim=-1)
+
+
+def _xavier(shape: tuple[int, ...], fan_in: int, fan_out: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    bound = (6 / (fan_in + fan_out)) ** 0.5
+    return (2 * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device) - 1) * bound
+
+
+@dataclass(frozen=True)
+class MLP:
+    """A fully connected ReLU network; with ``norm`` each hidden layer is batch-normalised.
+
+    Parameters are ``linear1.weight`` ``[in, out]``, ``linear1.bias`` ``[out]`` and so on, and ``norm1.shift`` with ``norm``.
+    The sinusoid network is ``MLP((1, 40, 40, 1))``; the fully connected Omniglot network ``MLP((784, 256, 128, 64, 64, 5), norm=True)``.
+
+    Source: Finn, Abbeel and Levine (2017), section 5.1 and 5.2; initialisation of the official code (weights from a normal
+    distribution of deviation 0.01, cut at two deviations; biases 0).
+    """
+
+    sizes: tuple[int, ...]
+    norm: bool = False
+    scale: float = 0.01
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh parameters on the generator's device."""
+        params = {}
+        for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:]), start=1):
+            weight = torch.empty(fan_in, fan_out, dtype=dtype, device=generator.device)
+            params[f"linear{layer}.weight"] = torch.nn.init.trunc_normal_(
+                weight, std=self.scale, a=-2 * self.scale, b=2 * self.scale, generator=generator
+            )
+            params[f"linear{layer}.bias"] = torch.zeros(fan_out, dtype=dtype, device=generator.device)
+            if self.norm and layer < len(self.sizes) - 1:
+                params[f"norm{layer}.shift"] = torch.zeros(fan_out, dtype=dtype, device=generator.device)
+        return params
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        """Map ``x`` ``[n, ...]`` (flattened to ``[n, sizes[0]]``) to ``[n, sizes[-1]]``."""
+        x = x.flatten(1)
+        last = len(self.sizes) - 1
+        for layer in range(1, last):
+            x = x @ params[f"linear{layer}.weight"] + params[f"linear{layer}.bias"]
+            x = torch.relu(normalize(x, params[f"norm{layer}.shift"]) if self.norm else x)
+        return x @ params[f"linear{last}.weight"] + params[f"linear{last}.bias"]
+
+    def adapts(self, name: str) -> bool:
+        """Whether the inner loop changes the parameter: all but the normalisation shifts."""
+        return not name.endswith(".shift")
+
+
+@dataclass(frozen=True)
+class ConvNet:
+    """The Omniglot network: four blocks of 3×3 convolution with stride 2, batch normalisation and ReLU; mean over positions; linear.
+
+    Parameters are ``conv1.weight`` ``[3, 3, in, out]``, ``norm1.shift`` ``[out]``, …, ``head.weight`` ``[filters, ways]`` and
+    ``head.bias`` ``[ways]``. There is no convolution bias, since normalisation removes it, and no normalisation scale. The shifts belong to the
+    meta-parameters but the inner loop leaves them alone, as in the official code.
+
+    Source: Finn, Abbeel and Levine (2017), section 5.2; initialisation of the official code (Xavier for convolutions, unit normal for the head).
+    """
+
+    ways: int
+    filters: int = 64
+    blocks: int = 4
+    channels: int = 1
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh parameters on the generator's device."""
+        device, params, fan_in = generator.device, {}, self.channels
+        for block in range(1, self.blocks + 1):
+            shape = (3, 3, fan_in, self.filters)
+            params[f"conv{block}.weight"] = _xavier(shape, 9 * fan_in, 9 * self.filters, generator, dtype)
+            params[f"norm{block}.shift"] = torch.zeros(self.filters, dtype=dtype, device=device)
+            fan_in = self.filters
+        params["head.weight"] = torch.randn(self.filters, self.ways, generator=generator, dtype=dtype, device=device)
+        params["head.bias"] = torch.zeros(self.ways, dtype=dtype, device=device)
+        return params
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        """Map images ``x`` ``[n, channels, height, width]`` to logits ``[n, ways]``.
+
+        Raises:
+            UserError: if the images have another number of channels than the model.
+        """
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise UserError(f"this network takes images [n, {self.channels}, height, width], not {list(x.shape)}: reshape them")
+        x = x.movedim(1, -1)
+        for block in range(1, self.blocks + 1):
+            x = patches(x) @ params[f"conv{block}.weight"].flatten(0, 2)
+            x = torch.relu(normalize(x, params[f"norm{block}.shift"]))
+        return x.mean((1, 2)) @ params["head.weight"] + params["head.bias"]
+
+    def adapts(self, name: str) -> bool:
+        """Whether the inner loop changes the parameter: all but the normalisation shifts."""
+        return not name.endswith(".shift")
