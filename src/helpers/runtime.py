@@ -1,11 +1,16 @@
-"""Where things are, which device runs them, and how errors reach the reader."""
+"""Where things are, which device runs them, how files are written, and how errors reach the reader."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,3 +27,98 @@ def root() -> Path:
     """
     named = os.environ.get("METABOOK_ROOT")
     return Path(named).resolve() if named else Path(__file__).resolve().parents[2]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``"auto"`` is a GPU where there is one.
+
+    Raises:
+        UserError: if the name is unknown or the device is not on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"there is no device called {name!r}: use cpu, cuda or auto") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda was asked for, but PyTorch finds no CUDA device here: use device=cpu or install a CUDA build of torch")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported: use cpu, cuda or auto")
+    return device
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A seeded random generator on ``device``."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def can_compile() -> bool:
+    """Whether ``torch.compile`` can work here: on a CPU it needs a C++ compiler."""
+    return torch.cuda.is_available() or any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
+
+
+def keep_memory() -> bool:
+    """Tell glibc to keep freed memory instead of returning it to the system; False where that is not possible.
+
+    Large temporaries are otherwise mapped and unmapped, page by page, on every iteration; measured on one CPU thread this costs
+    an eager meta-gradient 12 to 70 % of its time.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        m_mmap_threshold, m_trim_threshold = -3, -1  # the names in malloc.h
+        return bool(libc.mallopt(m_mmap_threshold, 1 << 30) and libc.mallopt(m_trim_threshold, 2**31 - 1))
+    except (OSError, AttributeError):
+        return False
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, a crash or a full disk never leaves half of it.
+
+    Raises:
+        UserError: if it cannot be written; what stood there before is untouched.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        kept = "the previous file is intact" if path.exists() else "nothing was written"
+        raise UserError(f"cannot write {path} ({error.strerror or error}): free space or allow writing there, then run again; {kept}") from None
+
+
+def commit() -> str:
+    """The commit of the checkout, with ``+`` where tracked source has uncommitted changes; ``"unknown"`` outside a repository."""
+    try:
+        run = lambda *words: subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no", "--", "src") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a record says about where it was computed: processor or GPU, threads and versions."""
+    device = torch.device(device)
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    except OSError:
+        pass  # not Linux
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.system(),
+    }

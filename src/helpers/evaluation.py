@@ -1,0 +1,82 @@
+"""Judging meta-parameters on new tasks: accuracy or loss after 0, 1, 2 … inner steps, with intervals over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from helpers.learners import GradientDescent
+from helpers.models import Params
+from helpers.tasks import Examples, Tasks
+
+
+class Interval(NamedTuple):
+    """A mean, the half-width of its 95 % interval, and the number of independent samples behind it."""
+
+    value: float
+    ci95: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} ± {self.ci95:.4f} (n = {self.n})"
+
+
+def interval(samples: Tensor) -> Interval:
+    """Mean and 1.96 σ/√n of independent samples ``[n]``, as the few-shot literature reports them."""
+    samples = samples.double().flatten()
+    deviation = samples.std().item() if len(samples) > 1 else float("nan")
+    return Interval(samples.mean().item(), 1.96 * deviation / len(samples) ** 0.5, len(samples))
+
+
+def one_by_one(learner: GradientDescent, phi: Params, support: Examples, query: Examples) -> Tensor:
+    """Predictions without transduction: each query example is normalised together with the support set alone.
+
+    Returns:
+        Outputs ``[queries, ...]``, as the model gives them for the joint batch.
+    """
+
+    def predict(x: Tensor) -> Tensor:
+        return learner.model(phi, torch.cat([support.x, x[None]]))[-1]
+
+    return vmap(predict)(query.x)
+
+
+def adaptation_curve(
+    learner: GradientDescent,
+    theta: Params,
+    tasks: Tasks,
+    steps: Sequence[int],
+    metric: Callable[[Tensor, Tensor], Tensor],
+    transductive: bool = True,
+    chunk: int | None = 50,
+) -> Tensor:
+    """A metric on the query set after each of several numbers of inner steps.
+
+    Args:
+        theta: meta-parameters.
+        tasks: a batch of T tasks.
+        steps: increasing numbers of inner steps, from 0.
+        metric: ``metric(outputs, y) -> scalar``, such as ``losses.accuracy``.
+        transductive: predict all query examples as one batch, so that batch normalisation sees them together (as MAML's
+            code does), or one by one, each beside the support set.
+        chunk: tasks at a time.
+
+    Returns:
+        ``[len(steps), T]``.
+    """
+
+    def curve(task: Tasks) -> Tensor:
+        phi, done, values = learner.start(theta), 0, []
+        for target in steps:
+            for _ in range(target - done):
+                phi = learner.step(theta, phi, task.support)
+            done = target
+            outputs = learner.model(phi, task.query.x) if transductive else one_by_one(learner, phi, *task)
+            values.append(metric(outputs, task.query.y))
+        return torch.stack(values)
+
+    return vmap(curve, chunk_size=chunk)(tasks).T

@@ -1,0 +1,175 @@
+"""Records (what we measured), claims (what a paper says) and the verdict between them.
+
+A record is one JSON file, ``data/records/NAME.json``, written by :mod:`helpers.training` and never by hand. A paper's claims are one YAML
+file, ``data/claims/PAPER.yaml``. Their schemas stand in ``data/schemas``. Verdicts are computed here and typed nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from helpers.evaluation import Interval
+from helpers.runtime import UserError, root, write_atomically
+
+Record = dict[str, Any]
+KEYS = ("experiment", "paper", "status", "iterations", "metrics", "config", "provenance")
+
+REPRODUCED = "reproduced"
+DIRECTION = "direction holds"
+MISSED = "not reproduced"
+NOT_RUN = "not run"
+
+
+def folder() -> Path:
+    """Where records live."""
+    return root() / "data" / "records"
+
+
+def save(record: Record, path: Path | None = None) -> Path:
+    """Write a record atomically and return its path."""
+    path = path or folder() / f"{record['experiment']}.json"
+    write_atomically(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def load(name: str, missing_ok: bool = False) -> Record | None:
+    """The record of an experiment.
+
+    Returns:
+        The record, or None where there is none and ``missing_ok`` is set.
+
+    Raises:
+        UserError: if there is no such record, or the file is not a whole record of that experiment.
+    """
+    path = folder() / f"{name}.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if missing_ok:
+            return None
+        raise UserError(f"there is no record {path}: make it with `metabook train {name}`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"the record {path} is damaged ({error}): restore it from version control or run `metabook train {name}` again") from None
+    if not isinstance(record, dict) or not set(KEYS) <= set(record) or record["experiment"] != name:
+        raise UserError(f"{path} is not a record of {name}: restore it from version control or run `metabook train {name}` again")
+    return record
+
+
+def load_all() -> dict[str, Record]:
+    """All records by experiment name, sorted."""
+    return {path.stem: load(path.stem) for path in sorted(folder().glob("*.json"))}
+
+
+def metric(record: Record, name: str = "test_accuracy") -> Interval:
+    """One metric of a record.
+
+    Raises:
+        UserError: if the record has no such metric.
+    """
+    try:
+        entry = record["metrics"][name]
+    except KeyError:
+        raise UserError(f"the record {record['experiment']} has no metric {name!r}; it has: {', '.join(record['metrics'])}") from None
+    return Interval(entry["value"], math.nan if entry["ci95"] is None else entry["ci95"], entry["n"])
+
+
+def progress(record: Record) -> str:
+    """How far a record's run got, such as ``20,000 of 60,000 iterations``."""
+    done, planned = record["iterations"]["done"], record["iterations"]["planned"]
+    return f"{done:,} iterations" if done == planned else f"{done:,} of {planned:,} iterations"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One quantity that a paper states.
+
+    Attributes:
+        id: short unique name.
+        quantity: what is measured, in words.
+        value, ci95: as printed in the paper; fractions for accuracies. None for a claim without a number.
+        where: table, figure or section of the paper.
+        experiment, metric: the record and its metric that answer the claim.
+        better: ``"higher"`` or ``"lower"`` is better.
+        direction: comparisons ``{"left": EXPERIMENT/METRIC, "right": EXPERIMENT/METRIC or a number}``; each must hold, left being better,
+            for the verdict *direction holds*.
+        from_memory: the number was not checked against the paper itself.
+        note: what differs between the paper's set-up and ours.
+    """
+
+    paper: str
+    id: str
+    quantity: str
+    where: str
+    experiment: str
+    metric: str = "test_accuracy"
+    value: float | None = None
+    ci95: float | None = None
+    better: str = "higher"
+    direction: tuple[dict[str, Any], ...] = ()
+    from_memory: bool = False
+    note: str = ""
+
+
+def load_claims(paper: str | None = None) -> list[Claim]:
+    """The claims of one paper, or of all.
+
+    Raises:
+        UserError: if a file is missing or does not describe claims.
+    """
+    where = root() / "data" / "claims"
+    paths = sorted(where.glob("*.yaml")) if paper is None else [where / f"{paper}.yaml"]
+    claims = []
+    for path in paths:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            for entry in content["claims"]:
+                claims.append(Claim(paper=content["paper"], **entry | {"direction": tuple(entry.get("direction", ()))}))
+        except FileNotFoundError:
+            raise UserError(f"there is no claims file {path}; known papers: {', '.join(p.stem for p in sorted(where.glob('*.yaml')))}") from None
+        except (yaml.YAMLError, TypeError, KeyError) as error:
+            raise UserError(f"the claims file {path} cannot be read ({error}): mend it after data/schemas/claims.schema.json") from None
+    return claims
+
+
+def _operand(operand: str | float, records: dict[str, Record]) -> Interval | None:
+    """A direction's operand: a number, or ``EXPERIMENT/METRIC`` looked up in the records."""
+    if isinstance(operand, (int, float)):
+        return Interval(float(operand), 0.0, 0)
+    experiment, _, name = operand.partition("/")
+    return metric(records[experiment], name or "test_accuracy") if experiment in records else None
+
+
+def _known(ci95: float | None) -> float:
+    """A half-width for comparisons: an interval that was not given has width 0, which is the strict reading."""
+    return 0.0 if ci95 is None or math.isnan(ci95) else ci95
+
+
+def verdict(claim: Claim, records: dict[str, Record]) -> str:
+    """Hold a claim against the records.
+
+    *Reproduced*: the record's 95 % interval reaches the claim's, or lies on its better side. *Direction holds*: it does not, or the claim
+    has no number, but every comparison under ``direction`` holds with the two intervals apart. *Not run*: the record is missing.
+    """
+    record = records.get(claim.experiment)
+    if record is None:
+        return NOT_RUN
+    sign = -1 if claim.better == "lower" else 1
+    if claim.value is not None:
+        ours = metric(record, claim.metric)
+        if sign * (ours.value - claim.value) + _known(ours.ci95) + _known(claim.ci95) >= 0:
+            return REPRODUCED
+    if not claim.direction:
+        return MISSED
+    pairs = [(_operand(c["left"], records), _operand(c["right"], records)) for c in claim.direction]
+    if any(left is None or right is None for left, right in pairs):
+        return NOT_RUN if claim.value is None else MISSED
+    apart = all(sign * (left.value - right.value) > _known(left.ci95) + _known(right.ci95) for left, right in pairs)
+    if claim.value is None:
+        return REPRODUCED if apart else MISSED
+    return DIRECTION if apart else MISSED

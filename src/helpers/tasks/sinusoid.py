@@ -1,0 +1,57 @@
+"""Sinusoid regression: the task family in which MAML was introduced."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from helpers.runtime import UserError
+from helpers.tasks import Examples, Tasks
+
+
+@dataclass(frozen=True)
+class Sinusoids:
+    """Regression of y = A sin(x − b) with A ~ U[0.1, 5], b ~ U[0, π] and x ~ U[−5, 5].
+
+    Args:
+        shots: support points of a task, K.
+        queries: query points of a task.
+        oracle: give amplitude and phase as further inputs, so that ``x`` is ``[T, n, 3]`` (the paper's upper bound).
+
+    Raises:
+        UserError: when a number is not positive.
+
+    Source: Finn, Abbeel and Levine (2017), section 5.1.
+    """
+
+    shots: int = 10
+    queries: int = 10
+    oracle: bool = False
+    amplitudes: tuple[float, float] = (0.1, 5.0)
+    phases: tuple[float, float] = (0.0, math.pi)
+    inputs: tuple[float, float] = (-5.0, 5.0)
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "queries"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UserError(f"A sinusoid task's {name} must be a whole number of at least 1, not {getattr(self, name)!r}.")
+
+    def sample(self, n_tasks: int, generator: torch.Generator) -> Tasks:
+        """Draw ``n_tasks`` sinusoids with their points.
+
+        Returns:
+            ``Tasks`` with ``x`` ``[T, n, 1]`` (``[T, n, 3]`` for the oracle) and ``y`` ``[T, n, 1]``, float32, on the generator's device.
+        """
+        n = self.shots + self.queries
+
+        def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+            return low + (high - low) * torch.rand(*shape, generator=generator, device=generator.device)
+
+        amplitude, phase = uniform(*self.amplitudes, n_tasks, 1, 1), uniform(*self.phases, n_tasks, 1, 1)
+        x = uniform(*self.inputs, n_tasks, n, 1)
+        y = amplitude * torch.sin(x - phase)
+        if self.oracle:
+            x = torch.cat([x, amplitude.expand_as(x), phase.expand_as(x)], dim=-1)
+        return Tasks(Examples(x[:, : self.shots], y[:, : self.shots]), Examples(x[:, self.shots :], y[:, self.shots :]))

@@ -1,0 +1,302 @@
+"""The outer loop as a resumable, recorded experiment.
+
+One file holds everything that training needs to go on: parameters, optimiser, random generator, iteration and history, as a ``.safetensors``
+file with a JSON header (no pickle). It is replaced atomically, so a killed run continues from its last checkpoint, bit for bit as if
+it had never stopped (on the same machine with the same engine settings).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from helpers import records, runtime
+from helpers.evaluation import Interval
+from helpers.models import Params
+from helpers.runtime import UserError
+
+FORMAT = "metabook checkpoint 1"
+LOG_EVERY = 100  # iterations between two entries of the history, and between two looks at the loss
+
+
+class Run(Protocol):
+    """An experiment made ready on one device."""
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Fresh meta-parameters."""
+        ...
+
+    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """Draw a meta-batch and return the meta-gradient and the mean query loss (a scalar tensor)."""
+        ...
+
+    def evaluate(self, theta: Params) -> dict[str, Interval]:
+        """All metrics of the record, on tasks that are the same on every call."""
+        ...
+
+
+class Experiment(Protocol):
+    """A named, recorded experiment. Its attributes are the configuration; see ``helpers.experiments.maml`` for one."""
+
+    name: str
+    paper: str
+    iterations: int
+    outer_rate: float
+    seed: int
+    evaluate_every: int
+
+    def config(self) -> dict[str, Any]:
+        """The whole configuration as JSON. A checkpoint of another configuration is refused."""
+        ...
+
+    def data(self) -> dict[str, Any]:
+        """Provenance of the data: names and digests."""
+        ...
+
+    def setup(self, device: torch.device, compiled: bool) -> Run:
+        """Load the data and build the estimator."""
+        ...
+
+
+class State:
+    """Everything that changes while an experiment trains."""
+
+    def __init__(self, theta: Params, outer_rate: float, generator: torch.Generator) -> None:
+        self.theta = {name: value.detach().clone().requires_grad_() for name, value in theta.items()}
+        self.optimizer = torch.optim.Adam(self.theta.values(), lr=outer_rate)
+        self.generator = generator
+        self.iteration = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []  # mean query loss of each LOG_EVERY iterations
+        self.window: list[Tensor] = []  # query losses since the last entry
+        self.curve: list[dict[str, Any]] = []  # metrics along the way
+        self.slices: list[dict[str, Any]] = []  # where and by what each stretch of iterations was computed
+
+    def values(self) -> Params:
+        """θ without its link to the optimiser."""
+        return {name: value.detach() for name, value in self.theta.items()}
+
+    def apply(self, gradient: Params) -> None:
+        """One outer step."""
+        for name, value in self.theta.items():
+            value.grad = gradient[name].detach()
+        self.optimizer.step()
+
+    def save(self, path: Path, config: dict[str, Any]) -> None:
+        """Write the checkpoint atomically. Raises UserError where that is not possible; the previous one then stands."""
+        tensors = {f"theta/{name}": value for name, value in self.values().items()}
+        for name, value in self.theta.items():
+            for slot, tensor in self.optimizer.state.get(value, {}).items():
+                tensors[f"adam/{slot}/{name}"] = tensor
+        tensors["generator"] = self.generator.get_state()
+        header = {
+            "format": FORMAT, "config": config, "iteration": self.iteration, "seconds": self.seconds,
+            "losses": self.losses, "window": [loss.item() for loss in self.window], "curve": self.curve, "slices": self.slices,
+        }  # fmt: skip
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        runtime.write_atomically(path, safetensors.torch.save(tensors, {"metabook": json.dumps(header)}))
+
+    def restore(self, path: Path, config: dict[str, Any]) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            UserError: if the file is damaged or belongs to another configuration.
+        """
+        tensors, header = read_checkpoint(path)
+        if (theirs := header["config"]) != (ours := json.loads(json.dumps(config))):
+            different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+            raise UserError(
+                f"the checkpoint {path} is from another configuration (it differs in {', '.join(different)}): "
+                "start over with --fresh, or move it away"
+            )
+        try:
+            with torch.no_grad():
+                for name, value in self.theta.items():
+                    value.copy_(tensors[f"theta/{name}"])
+            for name, value in self.theta.items():
+                slots = {slot: tensors[f"adam/{slot}/{name}"] for slot in ("step", "exp_avg", "exp_avg_sq") if f"adam/{slot}/{name}" in tensors}
+                self.optimizer.state[value] = {slot: t if slot == "step" else t.to(value.device) for slot, t in slots.items()}
+            self.generator.set_state(tensors["generator"])
+            self.iteration, self.seconds = header["iteration"], header["seconds"]
+            self.losses, self.curve, self.slices = header["losses"], header["curve"], header["slices"]
+            device = next(iter(self.theta.values())).device
+            self.window = [torch.tensor(loss, dtype=torch.float32, device=device) for loss in header["window"]]
+        except (KeyError, RuntimeError) as error:
+            raise UserError(f"the checkpoint {path} does not fit this experiment ({error}): start over with --fresh") from None
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a checkpoint.
+
+    Raises:
+        UserError: if it is missing, damaged, or not a checkpoint of this book.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["metabook"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if header["format"] != FORMAT:
+            raise KeyError(header["format"])
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}: train the experiment first") from None
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"the checkpoint {path} is damaged or not of this book ({error}): restore it, or start over with --fresh") from None
+    return tensors, header
+
+
+def load_theta(name: str, folder: Path | None = None) -> Params:
+    """Meta-parameters θ from the checkpoint of an experiment, on the CPU."""
+    tensors, _ = read_checkpoint((folder or runtime.root() / "data" / "checkpoints") / f"{name}.safetensors")
+    return {key.removeprefix("theta/"): value for key, value in tensors.items() if key.startswith("theta/")}
+
+
+@contextmanager
+def _stop_requests():
+    """Yield a list that is non-empty once Ctrl-C or a termination request came; the iteration under way is finished first."""
+    received: list[int] = []
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            previous[number] = signal.signal(number, lambda got, _: received.append(got))
+        except ValueError:  # not in the main thread
+            pass
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train(
+    experiment: Experiment,
+    *,
+    device: torch.device | str = "cpu",
+    budget: float | None = None,
+    fresh: bool = False,
+    compiled: bool = False,
+    data: Path | None = None,
+    save_every: float = 60.0,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> records.Record:
+    """Train an experiment, from its checkpoint where there is one, and write its record.
+
+    Args:
+        budget: seconds of training in this call; the run then stops cleanly and its record is partial.
+        fresh: ignore an existing checkpoint.
+        compiled: use ``torch.compile``; other rounding, so part of what bit-identical resumption presumes.
+        data: folder with ``checkpoints/`` and ``records/``; by default ``data/`` of the checkout.
+        save_every: seconds between checkpoints.
+        progress: show a progress bar.
+        say: receives one line about how the run ended.
+
+    Returns:
+        The record, as written to ``records/NAME.json``.
+
+    Raises:
+        UserError: if the loss stops being finite (naming the iteration and the last good checkpoint), a file cannot be written, or the
+            checkpoint is damaged or of another configuration.
+        KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written.
+    """
+    device = torch.device(device)
+    data = data or runtime.root() / "data"
+    path = data / "checkpoints" / f"{experiment.name}.safetensors"
+    config = experiment.config()
+    run = experiment.setup(device, compiled)
+    generator = runtime.generator(experiment.seed, device)
+    state = State(run.init(generator), experiment.outer_rate, generator)
+    if path.exists() and not fresh:
+        state.restore(path, config)
+    begin, started, already = state.iteration, time.monotonic(), state.seconds
+
+    def check() -> None:
+        """Look at the losses since the last look: nothing that is not finite may reach a checkpoint."""
+        if not state.window:
+            return
+        finite = torch.stack(state.window).isfinite().cpu()
+        if not finite.all() or not all(value.isfinite().all() for value in state.values().values()):
+            at = state.iteration - len(finite) + (int((~finite).nonzero()[0]) if not finite.all() else len(finite) - 1)
+            good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
+            raise UserError(f"the loss of {experiment.name} is no longer finite at iteration {at}; {good}: lower the rates and start with --fresh")
+
+    def save() -> None:
+        check()
+        elapsed = time.monotonic() - started
+        state.seconds = already + elapsed
+        if state.iteration > begin:
+            this = {
+                "begin": begin, "end": state.iteration, "seconds": round(elapsed, 1), "compiled": compiled,
+                "commit": runtime.commit(), "date": datetime.now(UTC).date().isoformat(), **runtime.machine(device),
+            }  # fmt: skip
+            state.slices = [s for s in state.slices if s["end"] <= begin] + [this]
+        state.save(path, config)
+
+    bar = tqdm(total=experiment.iterations, initial=begin, desc=experiment.name, unit="it", disable=not progress, mininterval=1)
+    saved = started
+    with _stop_requests() as stop, bar:
+        while state.iteration < experiment.iterations:
+            gradient, loss = run.gradient(state.values(), generator)
+            state.apply(gradient)
+            state.iteration += 1
+            state.window.append(loss.detach())
+            bar.update()
+            if state.iteration % LOG_EVERY == 0:
+                check()
+                state.losses.append(torch.stack(state.window).mean().item())
+                state.window = []
+                bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
+            if state.iteration % experiment.evaluate_every == 0 and state.iteration < experiment.iterations:
+                state.curve.append({"iteration": state.iteration, "metrics": _entries(run.evaluate(state.values()))})
+            now = time.monotonic()
+            if stop or (budget is not None and now - started > budget):
+                break
+            if now - saved > save_every:
+                save()
+                saved = now
+        save()
+    record = make_record(experiment, run, state)
+    records.save(record, data / "records" / f"{experiment.name}.json")
+    headline = ", ".join(f"{name} {records.metric(record, name)}" for name in list(record["metrics"])[:1])
+    say(f"{experiment.name}: {records.progress(record)}; {headline}; checkpoint {path}")
+    if stop:
+        raise KeyboardInterrupt
+    return record
+
+
+def _entries(metrics: dict[str, Interval]) -> dict[str, dict[str, float]]:
+    """Metrics as JSON; an interval that does not exist (one sample) is null."""
+    return {name: {"value": m.value, "ci95": None if math.isnan(m.ci95) else m.ci95, "n": m.n} for name, m in metrics.items()}
+
+
+def make_record(experiment: Experiment, run: Run, state: State) -> records.Record:
+    """Evaluate the present parameters and lay the record out."""
+    done = state.iteration
+    return {
+        "experiment": experiment.name,
+        "paper": experiment.paper,
+        "status": "complete" if done == experiment.iterations else "partial",
+        "iterations": {"done": done, "planned": experiment.iterations},
+        "metrics": _entries(run.evaluate(state.values())),
+        "config": experiment.config(),
+        "curve": state.curve,
+        "losses": {"every": LOG_EVERY, "values": [round(loss, 5) for loss in state.losses]},
+        "provenance": {
+            "data": experiment.data(),
+            "seconds": round(state.seconds, 1),
+            "slices": state.slices,
+            "evaluated": {"commit": runtime.commit(), "date": datetime.now(UTC).date().isoformat(), **runtime.machine("cpu")},
+        },
+    }
