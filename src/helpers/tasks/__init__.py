@@ -1,7 +1,8 @@
 """Task distributions p(T): everything that can be sampled as a batch of (support, query) pairs.
 
-A task family is any object with ``sample(n_tasks, generator) -> Tasks``. Importing this package reads no file and draws no number;
-the data sets behind :mod:`helpers.tasks.glyphs` and :mod:`helpers.tasks.omniglot` are loaded by their ``load`` functions.
+A task family is any object with ``sample(n_tasks, generator) -> Tasks``. Importing this package reads no file and draws
+no number; the data sets behind :mod:`helpers.tasks.glyphs` and :mod:`helpers.tasks.omniglot` are loaded by their
+``load`` functions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """N-way K-shot episodes: few-shot classification tasks drawn from a pool of classes.
 
-The set-up is that of Vinyals et al. (Matching Networks, 2016, section 3.1), used by MAML (Finn et al., 2017, section 5.2): a task is
-N classes drawn without replacement, K labelled examples of each to learn from, and further examples of the same classes to be judged on.
+The set-up is that of Vinyals et al. (Matching Networks, 2016), used by MAML (Finn et al., 2017, section
+5.2): a task is N classes drawn without replacement, K labelled examples of each to learn from, and further examples of
+the same classes to be judged on.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from helpers.tasks import Examples, Tasks
 class FewShot:
     """Few-shot classification tasks over a pool of classes.
 
-    Every task draws its classes without replacement and, for each class, ``shots + queries`` different instances: the first ``shots``
-    are the support set, the others the query set, so the two never share an image. Labels 0 … ways − 1 are given in the random
-    order in which the classes were drawn, so a class has no fixed label. The same object serves training and evaluation.
+    Every task draws its classes without replacement and, for each class, ``shots + queries`` different instances: the
+    first ``shots`` are the support set, the others the query set, so the two never share an image. Labels 0 … ways − 1
+    are given in the random order in which the classes were drawn, so a class has no fixed label. The same object serves
+    training and evaluation.
 
-    Images stay where they are: tasks are assembled on the device of ``images``, and only the images that are drawn are converted to floats.
+    Images stay where they are: tasks are assembled on the device of ``images``, and only the images that are drawn are
+    converted to floats.
 
     Args:
         images: uint8, ``[classes, instances, height, width]``; 255 is ink.
@@ -32,8 +35,8 @@ class FewShot:
         queries: query examples of each class.
 
     Raises:
-        UserError: when ``images`` is not such a tensor, a number is not positive, there are fewer classes than ``ways``, or fewer
-            instances of a class than ``shots + queries``.
+        UserError: when ``images`` is not such a tensor, a number is not positive, there are fewer classes than
+            ``ways``, or fewer instances of a class than ``shots + queries``.
     """
 
     images: Tensor
@@ -43,19 +46,27 @@ class FewShot:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.images, Tensor) and self.images.dtype == torch.uint8 and self.images.dim() == 4):
-            found = f"{self.images.dtype} of shape {list(self.images.shape)}" if isinstance(self.images, Tensor) else type(self.images).__name__
-            raise UserError(f"Episodes need images as one uint8 tensor [classes, instances, height, width], not {found}.")
+            found = (
+                f"{self.images.dtype} of shape {list(self.images.shape)}"
+                if isinstance(self.images, Tensor)
+                else type(self.images).__name__
+            )
+            raise UserError(
+                f"episodes need images as one uint8 tensor [classes, instances, height, width], not {found}"
+            )
         for name in ("ways", "shots", "queries"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"An episode's {name} must be a whole number of at least 1, not {value!r}.")
+                raise UserError(f"an episode's {name} must be a whole number of at least 1, not {value!r}")
         classes, instances = self.images.shape[:2]
         if self.ways > classes:
-            raise UserError(f"{self.ways}-way tasks need at least {self.ways} classes, but this data set has {classes}: choose fewer ways.")
+            raise UserError(
+                f"{self.ways}-way tasks need at least {self.ways} classes, but there are {classes}: choose fewer ways"
+            )
         if self.shots + self.queries > instances:
             raise UserError(
-                f"{self.shots} shots and {self.queries} queries need {self.shots + self.queries} different images of a class, "
-                f"but each class has {instances}: choose fewer."
+                f"{self.shots} shots and {self.queries} queries need {self.shots + self.queries} images of a class, "
+                f"but each class has {instances}: choose fewer"
             )
 
     def sample(self, n_tasks: int, generator: torch.Generator) -> Tasks:
@@ -75,10 +86,12 @@ class FewShot:
             UserError: when ``n_tasks`` is not positive or the generator lives on another device.
         """
         if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or n_tasks < 1:
-            raise UserError(f"The number of tasks to draw must be a whole number of at least 1, not {n_tasks!r}.")
+            raise UserError(f"the number of tasks to draw must be a whole number of at least 1, not {n_tasks!r}")
         device = self.images.device
         if generator.device.type != device.type:
-            raise UserError(f"The images are on {device} but the random generator is on {generator.device}: make the generator on {device}.")
+            raise UserError(
+                f"the images are on {device} but the random generator is on {generator.device}: make it on {device}"
+            )
         classes, instances, height, width = self.images.shape
         each = self.shots + self.queries
         # The positions of the k largest of independent uniforms are k positions without replacement, in random order.

@@ -1,8 +1,10 @@
-"""Glyphs: letters of the world's scripts drawn from the DejaVu fonts that come with matplotlib, a small Omniglot that needs no download.
+"""Glyphs: letters of the world's scripts drawn from the DejaVu fonts that come with matplotlib, a small Omniglot that
+needs no download.
 
-A class is one letter, an instance is that letter in one of 2 to 12 faces under a random affine and elastic distortion. Training and test classes come
-from different scripts, as Omniglot's background and evaluation sets come from different alphabets. Letters of the same shape are one class, whatever their
-script or case (Latin A, Greek Alpha, Cyrillic A; o, O), so no test letter has the shape of a training letter.
+A class is one letter, an instance is that letter in one of 2 to 12 faces under a random affine and elastic distortion.
+Training and test classes come from different scripts, as Omniglot's background and evaluation sets come from different
+alphabets. Letters of the same shape are one class, whatever their script or case (Latin A, Greek Alpha, Cyrillic A; o,
+O), so no test letter has the shape of a training letter.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ SIZE = 28
 CANVAS = 2 * SIZE  # letters are drawn and distorted at twice the size and then averaged, which keeps edges smooth
 INK = 38  # longer side of a letter on the canvas, in pixels, before distortion
 
-# Script (the first word of its characters' Unicode names) -> group name. Look-alikes (Latin, Greek, Cyrillic, Coptic, Old Italic, Lisu) stay together.
+# Script (the first word of its characters' Unicode names) -> group name. Look-alikes (Latin, Greek, Cyrillic, Coptic,
+# Old Italic, Lisu) stay together.
 TRAIN_SCRIPTS = {
     "LATIN": "Latin",
     "GREEK": "Greek",
@@ -48,8 +51,9 @@ TEST_SCRIPTS = {
     "TIFINAGH": "Tifinagh",
 }
 REFERENCE_FACE = "DejaVuSans"  # every letter that is used is in it
-# From which cosine similarity of blurred 28x28 pictures on two letters count as one shape: on average over the faces that both have, and
-# between a training and a test letter in any single face. (I and l, c and C are above; e and c, b and h are below.)
+# From which cosine similarity of blurred 28x28 pictures on two letters count as one shape: on average over the faces
+# that both have, and between a training and a test letter in any single face. (I and l, c and C are above; e and c, b
+# and h are below.)
 SAME_ON_AVERAGE, SAME_IN_ANY_FACE = 0.97, 0.96
 
 
@@ -62,13 +66,14 @@ def load(split: str, limit: int | None = None, seed: int = 0) -> ImageClasses:
         seed: of the faces and distortions of all instances. Letters and split do not depend on it.
 
     Returns:
-        ``ImageClasses`` with images uint8 ``[C, 20, 28, 28]``; a name is a letter and its Unicode name (``"Б CYRILLIC CAPITAL LETTER BE"``), a group is a script.
+        ``ImageClasses`` with images uint8 ``[C, 20, 28, 28]``; a name is a letter and its Unicode name (``"Б CYRILLIC
+        CAPITAL LETTER BE"``), a group is a script.
 
     Raises:
         UserError: for an unknown split or a limit that is not between 1 and the number of classes.
     """
     if split not in ("train", "test"):
-        raise UserError(f"Glyphs have no split {split!r}: choose train or test.")
+        raise UserError(f"glyphs have no split {split!r}: choose train or test")
     key = f"glyphs {VERSION} {seed} {_drawn_with()}"
     cache = root() / "data" / "raw" / f"glyphs-{VERSION}-{seed}.npz"
     stored = read_cache(cache, key)
@@ -81,7 +86,9 @@ def load(split: str, limit: int | None = None, seed: int = 0) -> ImageClasses:
     chosen = [i for i, held_out in enumerate(test) if held_out == (split == "test")]
     if limit is not None:
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= len(chosen):
-            raise UserError(f"The limit must be a whole number from 1 to {len(chosen)}, the number of {split} classes, not {limit!r}.")
+            raise UserError(
+                f"the limit must be a whole number from 1 to {len(chosen)} (the {split} classes), not {limit!r}"
+            )
         kept = set(hashed_order([classes[i] for i in chosen], 0)[:limit])
         chosen = [i for position, i in enumerate(chosen) if position in kept]
     if pictures is not None:
@@ -97,7 +104,13 @@ def load(split: str, limit: int | None = None, seed: int = 0) -> ImageClasses:
         images=torch.from_numpy(images),
         names=[f"{classes[i]} {unicodedata.name(classes[i])}" for i in chosen],
         groups=[scripts[_script(classes[i])] for i in chosen],
-        provenance={"data": "glyphs", "version": VERSION, "seed": seed, "split": split, "images_sha256": sha256(images)},
+        provenance={
+            "data": "glyphs",
+            "version": VERSION,
+            "seed": seed,
+            "split": split,
+            "images_sha256": sha256(images),
+        },
     )
 
 
@@ -122,10 +135,11 @@ def faces() -> dict[str, Path]:
 
 
 def letters() -> dict[str, list[str]]:
-    """Every letter of the scripts above that ``REFERENCE_FACE`` and another face have, with the faces that have it; in order of code points.
+    """Every letter of the scripts above that ``REFERENCE_FACE`` and another face have, with the faces that have it; in
+    order of code points.
 
-    Letters with a compatibility decomposition (ligatures, presentation forms) or a canonical one (a letter plus an accent)
-    are left out: they repeat other letters up to a mark that 28 pixels barely show.
+    Letters with a compatibility decomposition (ligatures, presentation forms) or a canonical one (a letter plus an
+    accent) are left out: they repeat other letters up to a mark that 28 pixels barely show.
     """
     from matplotlib.ft2font import FT2Font
 
@@ -153,7 +167,8 @@ def _font(file: Path, size: int):
 
 
 def draw(letter: str, file: Path) -> np.ndarray:
-    """One letter in one face: uint8 ``[56, 56]``, ink = 255, centred, its longer side ``INK`` pixels (so a letter has no size, only a shape)."""
+    """One letter in one face: uint8 ``[56, 56]``, ink = 255, centred, its longer side ``INK`` pixels (so a letter has
+    no size, only a shape)."""
     from PIL import Image
 
     def ink(size: int) -> Image.Image:
@@ -170,8 +185,8 @@ def draw(letter: str, file: Path) -> np.ndarray:
 def distinct_letters() -> list[str]:
     """One letter of each shape: training scripts first, each part in order of code points.
 
-    Of letters with the same shape (see ``SAME_ON_AVERAGE``) the first is kept, so a letter of a test script that looks like one of a
-    training script is dropped.
+    Of letters with the same shape (see ``SAME_ON_AVERAGE``) the first is kept, so a letter of a test script that looks
+    like one of a training script is dropped.
     """
     covering = letters()
     ordered = sorted(covering, key=lambda letter: (_script(letter) in TEST_SCRIPTS, letter))
@@ -200,8 +215,9 @@ def distinct_letters() -> list[str]:
 def instances(classes: list[str], chosen: Sequence[int], seed: int) -> np.ndarray:
     """Draw the instances of ``classes[i]`` for i in ``chosen``: uint8 ``[len(chosen), 20, 28, 28]``.
 
-    All random numbers are drawn for all classes first, so a class looks the same whichever others are drawn with it. They are float64
-    uniforms, and so is the arithmetic: rounding to whole grey levels then gives the same images whatever vector instructions the machine has.
+    All random numbers are drawn for all classes first, so a class looks the same whichever others are drawn with it.
+    They are float64 uniforms, and so is the arithmetic: rounding to whole grey levels then gives the same images
+    whatever vector instructions the machine has.
     """
     from tqdm import tqdm
 
@@ -212,7 +228,7 @@ def instances(classes: list[str], chosen: Sequence[int], seed: int) -> np.ndarra
     elastic = torch.rand(n, INSTANCES, 2, *ELASTIC_GRID, generator=generator, dtype=torch.float64) * 2 - 1
     covering, files = letters(), faces()
     images = np.empty((len(chosen), INSTANCES, SIZE, SIZE), np.uint8)
-    step = 64  # classes at a time: 64 * 20 pictures of 56 * 56 in float64 are 32 MB
+    step = 16  # classes at a time, so that a block's grids (16 * 20 * 56 * 56 * 2 float64, 16 MB) stay near the cache
     with tqdm(total=len(chosen), desc="Glyphs: drawing", unit="letter", leave=False, delay=1) as bar:
         for start in range(0, len(chosen), step):
             block = list(chosen[start : start + step])
@@ -222,7 +238,8 @@ def instances(classes: list[str], chosen: Sequence[int], seed: int) -> np.ndarra
                 pictures.append(drawn[(which_face[i] * len(drawn)).long().numpy()])
             flat = torch.from_numpy(np.concatenate(pictures)).double()
             distorted = distort(flat, affine[block].flatten(0, 1), elastic[block].flatten(0, 1))
-            # Half-covered pixels are exact halves up to rounding: the small number decides them the same way everywhere.
+            # Half-covered pixels are exact halves up to rounding: the small number decides them the same way
+            # everywhere.
             levels = (distorted + 1e-6).round().clamp(0, 255).to(torch.uint8)
             images[start : start + step] = levels.unflatten(0, (len(block), INSTANCES)).numpy()
             bar.update(len(block))
@@ -243,7 +260,8 @@ def distort(pictures: Tensor, affine: Tensor, elastic: Tensor) -> Tensor:
 
     Args:
         pictures: float64 ``[n, 56, 56]``.
-        affine: ``[n, 6]`` in [-1, 1]: rotation, shear, log scale across and down, shift across and down, in units of the constants above.
+        affine: ``[n, 6]`` in [-1, 1]: rotation, shear, log scale across and down, shift across and down, in units of
+            the constants above.
         elastic: ``[n, 2, 5, 5]`` in [-1, 1]: displacements on a coarse grid, smoothly interpolated between its nodes.
 
     Returns:
@@ -257,7 +275,9 @@ def distort(pictures: Tensor, affine: Tensor, elastic: Tensor) -> Tensor:
     x, y = at.view(1, 1, side), at.view(1, side, 1)
     cos, sin, across, down, shear = (each.view(-1, 1, 1) for each in (cos, sin, across, down, shear))
     # grid_sample asks, for each pixel of the result, where in the picture it comes from.
-    straight = torch.stack([(cos * x + (shear * cos - sin) * y) / across, (sin * x + (shear * sin + cos) * y) / down], dim=-1)
+    straight = torch.stack(
+        [(cos * x + (shear * cos - sin) * y) / across, (sin * x + (shear * sin + cos) * y) / down], dim=-1
+    )
     bent = F.interpolate(elastic, (side, side), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     where = straight + SHIFT * affine[:, None, None, 4:] + ELASTIC * bent
     return F.avg_pool2d(F.grid_sample(pictures.unsqueeze(1), where, align_corners=False), 2).squeeze(1)

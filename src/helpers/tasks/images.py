@@ -50,15 +50,18 @@ class ImageClasses:
 
 
 def data_folders() -> list[Path]:
-    """Where data sets are looked for, in order: the folder named by ``METABOOK_DATA``, then ``data/raw`` of the checkout."""
+    """Where data sets are looked for, in order: the folder named by ``METABOOK_DATA``, then ``data/raw`` of the
+    checkout."""
     named = os.environ.get("METABOOK_DATA")
     return ([Path(named).expanduser().resolve()] if named else []) + [root() / "data" / "raw"]
 
 
 def rotations(classes: ImageClasses) -> ImageClasses:
-    """Four classes of each class: the images turned counter-clockwise by 0, 90, 180 and 270 degrees (Santoro et al., 2016; MAML).
+    """Four classes of each class: the images turned counter-clockwise by 0, 90, 180 and 270 degrees (Santoro et al.,
+    2016; MAML).
 
-    All unturned classes come first, then all turned by 90 degrees, and so on; names get the suffix ``/rot000`` … ``/rot270``.
+    All unturned classes come first, then all turned by 90 degrees, and so on; names get the suffix ``/rot000`` …
+    ``/rot270``.
     """
     turned = torch.cat([torch.rot90(classes.images, k, dims=(2, 3)) for k in range(4)])
     names = [f"{name}/rot{90 * k:03d}" for k in range(4) for name in classes.names]
@@ -68,7 +71,8 @@ def rotations(classes: ImageClasses) -> ImageClasses:
 def hashed_order(names: Sequence[str], seed: int) -> list[int]:
     """A random order of ``names`` that no version of any random number generator can change.
 
-    Sorted by the SHA-256 of ``"{seed}:{name}"``, so it depends on the seed and on each name, not on the order they come in.
+    Sorted by the SHA-256 of ``"{seed}:{name}"``, so it depends on the seed and on each name, not on the order they come
+    in.
     """
     return sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed}:{names[i]}".encode()).digest())
 
@@ -77,14 +81,21 @@ def sha256(*parts: np.ndarray | bytes | str) -> str:
     """SHA-256 over byte strings, texts (as UTF-8) and arrays (C order), in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
+        digest.update(
+            part.encode()
+            if isinstance(part, str)
+            else part
+            if isinstance(part, bytes)
+            else np.ascontiguousarray(part).data
+        )
     return digest.hexdigest()
 
 
 def read_cache(path: Path, key: str) -> dict[str, np.ndarray] | None:
     """The arrays of a cache file, or None when there is none, it belongs to another key, or it is damaged.
 
-    The file carries its key and a digest of its arrays; anything that does not fit counts as "no cache", and the caller rebuilds.
+    The file carries its key and a digest of its arrays; anything that does not fit counts as "no cache", and the caller
+    rebuilds.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -96,7 +107,8 @@ def read_cache(path: Path, key: str) -> dict[str, np.ndarray] | None:
 
 
 def write_cache(path: Path, key: str, arrays: dict[str, np.ndarray]) -> bool:
-    """Write a cache file in one step, so that an interrupted or a parallel run never leaves half a file; False where that is not possible.
+    """Write a cache file in one step, so that an interrupted or a parallel run never leaves half a file; False where
+    that is not possible.
 
     A cache only saves time, so a folder that cannot be written (read-only, disk full) is not an error.
     """
@@ -127,9 +139,10 @@ def _stamp(key: str, arrays: dict[str, np.ndarray]) -> str:
 def import_torchvision():
     """Import torchvision, also beside a CPU-only torch.
 
-    PyPI's torchvision is built for CUDA. Beside a CPU build of torch its compiled operators do not load, and then ``import torchvision``
-    fails with ``operator torchvision::nms does not exist``, because its Python part registers shape functions for operators that were
-    never declared. Declaring the two schemas is enough for data sets and transforms (not for ``torchvision.io``).
+    PyPI's torchvision is built for CUDA. Beside a CPU build of torch its compiled operators do not load, and then
+    ``import torchvision`` fails with ``operator torchvision::nms does not exist``, because its Python part registers
+    shape functions for operators that were never declared. Declaring the two schemas is enough for data sets and
+    transforms (not for ``torchvision.io``).
 
     Raises:
         UserError: when torchvision is not installed or does not load even so.
@@ -141,7 +154,7 @@ def import_torchvision():
     try:
         return importlib.import_module("torchvision")
     except ModuleNotFoundError as error:
-        raise UserError("This needs torchvision, which is not installed: `pip install torchvision`.") from error
+        raise UserError("this needs torchvision, which is not installed: `pip install torchvision`") from error
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
@@ -161,7 +174,8 @@ def contact_sheet(images: Tensor | np.ndarray, columns: int, gap: int = 2) -> np
     """Lay images out as one picture, row by row.
 
     Args:
-        images: ``[n, height, width]``, or ``[classes, instances, height, width]`` for one row a class (then the first ``columns`` instances).
+        images: ``[n, height, width]``, or ``[classes, instances, height, width]`` for one row a class (then the first
+            ``columns`` instances).
         columns: images in a row.
         gap: paper between images, in pixels.
 

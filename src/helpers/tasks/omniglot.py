@@ -1,18 +1,23 @@
-"""Omniglot (Lake, Salakhutdinov, Tenenbaum, Science 2015): 1,623 handwritten characters of 50 alphabets, 20 drawings of each.
+"""Omniglot (Lake, Salakhutdinov, Tenenbaum, Science 2015): 1,623 handwritten characters of 50 alphabets, 20 drawings of
+each.
 
-Images are scaled to 28×28 and inverted (ink = 255); the split is the usual 1,200 characters for training and 423 for test, drawn at
-random across alphabets (Santoro et al., 2016; MAML, section 5.2). The order behind it comes from SHA-256 with a fixed seed, so it is the same on
-every machine and with every library version.
+Images are scaled to 28×28 and inverted (ink = 255); the split is the usual 1,200 characters for training and 423 for
+test, drawn at random across alphabets (Santoro et al., 2016; MAML, section 5.2). The order behind it comes from SHA-256
+with a fixed seed, so it is the same on every machine and with every library version.
 
-The files are taken from the folder named by ``METABOOK_DATA`` or from ``data/raw`` (each may hold ``omniglot-py/images_background`` and
-``…/images_evaluation``, or these two directly), else downloaded with torchvision to ``data/raw``. Contents are verified, whatever their source.
+The files are taken from the folder named by ``METABOOK_DATA`` or from ``data/raw`` (each may hold
+``omniglot-py/images_background`` and ``…/images_evaluation``, or these two directly), else downloaded with torchvision
+to ``data/raw``. Contents are verified, whatever their source.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +25,13 @@ import numpy as np
 import torch
 
 from helpers.runtime import UserError, root
+from helpers.tasks import images as shared
 from helpers.tasks.images import (
     ImageClasses,
     data_folders,
     hashed_order,
     import_torchvision,
     read_cache,
-    rotations as rotated,
     sha256,
     write_cache,
 )
@@ -36,31 +41,38 @@ TRAIN, VALIDATION, TEST = 1200, 100, 423
 INSTANCES = 20
 PARTS = {"images_background": (30, 964), "images_evaluation": (20, 659)}  # part: alphabets, characters
 COMMAND = "metabook data omniglot"
+CACHE = "omniglot-28x28.npz"
 VERSION = 1  # of the decoding; a cache of another version is rebuilt
 
 # Of all characters' names and pixels in canonical order, and of the names in split order. They go into every record.
 PIXELS_SHA256 = "0cedf659956c099e175f5d1e72698f81cf10d771cd573585a3f65f7341b8c424"
 SPLIT_SHA256 = "9aa0108ea8acd39928c835ddf6f6b7ce8ef3e2901b7b2a8928554da72502c921"
-CHARACTERS = Path(__file__).with_name("omniglot_characters.txt")  # so that a wrong image can be named, not only noticed
+# Character -> first 12 hexadecimal digits of the SHA-256 of its name and pixels, so that wrong images can be named, not
+# only noticed.
+CHARACTERS = Path(__file__).with_name("omniglot_characters.json")
 
 
-def load(split: str, rotations: bool | None = None, folder: Path | str | None = None, download: bool = True) -> ImageClasses:
+def load(
+    split: str, rotations: bool | None = None, folder: Path | str | None = None, download: bool = True
+) -> ImageClasses:
     """Load one part of Omniglot.
 
     Args:
-        split: ``"train"`` (1,200 characters), ``"test"`` (423), ``"validation"`` (the last 100 of the 1,200, which MAML's code holds back) or
-            ``"train-without-validation"`` (the other 1,100).
-        rotations: add each character turned by 90, 180 and 270 degrees as further classes. The default turns what is trained on and
-            nothing else. (MAML's public code turns test characters too, each class of each task by a random multiple of 90 degrees.)
-        folder: look here only, instead of in ``METABOOK_DATA`` and ``data/raw``.
-        download: fetch the files when they are not there.
+        split: ``"train"`` (1,200 characters), ``"test"`` (423), ``"validation"`` (the last 100 of the 1,200, which
+            MAML's code holds back) or ``"train-without-validation"`` (the other 1,100).
+        rotations: add each character turned by 90, 180 and 270 degrees as further classes. The default turns what is
+            trained on and nothing else. (MAML's public code turns test characters too, each class of each task by a
+            random multiple of 90 degrees.)
+        folder: look here only, instead of in ``METABOOK_DATA`` and ``data/raw``, and download nothing.
+        download: fetch the files when they are in neither folder.
 
     Returns:
-        ``ImageClasses`` with images uint8 ``[C, 20, 28, 28]``, names such as ``Greek/character03`` (``/rot090`` … when turned) and the alphabet
-        as group.
+        ``ImageClasses`` with images uint8 ``[C, 20, 28, 28]``, names such as ``Greek/character03`` (``/rot090`` … when
+        turned) and the alphabet as group.
 
     Raises:
-        UserError: for an unknown split, when the files are neither there nor to be had, or when they are not Omniglot's.
+        UserError: for an unknown split, when the files are neither there nor to be had, or when they are not
+            Omniglot's.
     """
     parts = {
         "train": slice(0, TRAIN),
@@ -69,12 +81,14 @@ def load(split: str, rotations: bool | None = None, folder: Path | str | None = 
         "test": slice(TRAIN, TRAIN + TEST),
     }
     if split not in parts:
-        raise UserError(f"Omniglot has no split {split!r}: choose one of {', '.join(parts)}.")
-    names, images = _images(folder, download)
+        raise UserError(f"Omniglot has no split {split!r}: choose one of {', '.join(parts)}")
+    names, images = _images(folder, download and folder is None)
     order = split_order(names)
-    everything = ImageClasses(torch.from_numpy(images), names, [name.split("/")[0] for name in names], provenance() | {"split": split})
+    everything = ImageClasses(
+        torch.from_numpy(images), names, [name.split("/")[0] for name in names], provenance() | {"split": split}
+    )
     chosen = everything.select(order[parts[split]])
-    return rotated(chosen) if (split.startswith("train") if rotations is None else rotations) else chosen
+    return shared.rotations(chosen) if (split.startswith("train") if rotations is None else rotations) else chosen
 
 
 def digest() -> str:
@@ -93,7 +107,8 @@ def split_order(names: list[str]) -> list[int]:
 
 
 def find(folder: Path | str | None = None) -> Path | None:
-    """The folder that holds ``images_background`` and ``images_evaluation``, or None; nothing is downloaded or verified."""
+    """The folder that holds ``images_background`` and ``images_evaluation``, or None; nothing is downloaded or
+    verified."""
     for base in [Path(folder)] if folder is not None else data_folders():
         for place in (base / "omniglot-py", base):
             if all((place / part).is_dir() for part in PARTS):
@@ -104,23 +119,32 @@ def find(folder: Path | str | None = None) -> Path | None:
 def fetch() -> Path:
     """Download Omniglot with torchvision to ``data/raw`` and return the folder that holds it.
 
-    The archives are unpacked beside their destination and moved there whole, so an interrupted download leaves nothing that looks complete.
+    The archives are unpacked beside their destination and moved there whole, so an interrupted download leaves nothing
+    that looks complete.
 
     Raises:
         UserError: when the download fails.
     """
     target = root() / "data" / "raw" / "omniglot-py"
     datasets = import_torchvision().datasets
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # seconds; torchvision sets none, and a silent network would block for ever
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="omniglot-download-") as temporary:
             for background in (True, False):
                 datasets.Omniglot(temporary, background=background, download=True)
+            target.mkdir(exist_ok=True)
             for part in PARTS:
                 shutil.rmtree(target / part, ignore_errors=True)
                 os.replace(Path(temporary) / "omniglot-py" / part, target / part)
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torchvision raises RuntimeError for a wrong checksum
-        raise UserError(f"Omniglot could not be downloaded to {target} ({error}): run `{COMMAND}` where there is a network.") from error
+    # urllib's errors are OSErrors; torchvision raises RuntimeError for a wrong checksum.
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"Omniglot could not be downloaded to {target} ({error}): run `{COMMAND}` where there is a network"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
     return target
 
 
@@ -128,38 +152,44 @@ def _images(folder: Path | str | None, download: bool) -> tuple[list[str], np.nd
     """Names and 28×28 images of all characters in canonical order, from a cache where there is one."""
     bases = [Path(folder)] if folder is not None else data_folders()
     key = f"omniglot {VERSION} {PIXELS_SHA256}"
-    caches = [base / "omniglot-28x28.npz" for base in bases]
-    for cache in caches:
-        if (stored := read_cache(cache, key)) is not None:
+    for base in bases:
+        if (stored := read_cache(base / CACHE, key)) is not None:
             return stored["names"].tolist(), stored["images"]
     place = find(folder)
     if place is None:
         if not download:
-            looked = " and ".join(str(base) for base in bases)
-            raise UserError(f"Omniglot's folders images_background and images_evaluation are not in {looked}: get them with `{COMMAND}`.")
-        place = _fetch_or_say_where(bases)
+            raise UserError(f"{_missing(bases)}: get them with `{COMMAND}`")
+        try:
+            place = fetch()
+        except UserError as error:
+            raise UserError(
+                f"{_missing(bases)} and could not be downloaded ({error.__cause__ or error}): "
+                f"run `{COMMAND}` where there is a network, or set METABOOK_DATA to a folder that has them"
+            ) from error
     names, images = decode(place)
+    base = place.parent if place.name == "omniglot-py" else place
     # Beside the files where that is possible, else in data/raw.
-    any(write_cache(cache, key, {"names": np.array(names), "images": images}) for cache in caches)
+    any(
+        write_cache(folder / CACHE, key, {"names": np.array(names), "images": images})
+        for folder in (base, root() / "data" / "raw")
+    )
     return names, images
 
 
-def _fetch_or_say_where(bases: list[Path]) -> Path:
-    looked = " and ".join(str(base) for base in bases)
-    try:
-        return fetch()
-    except UserError as error:
-        raise UserError(
-            f"Omniglot's folders images_background and images_evaluation are not in {looked} and could not be downloaded "
-            f"({error.__cause__ or error}): run `{COMMAND}` where there is a network, or set METABOOK_DATA to a folder that has them."
-        ) from error
+def _missing(bases: list[Path]) -> str:
+    return f"Omniglot's folders {' and '.join(PARTS)} are not in {' or '.join(str(base) for base in bases)}"
+
+
+def _repair(place: Path) -> str:
+    return f"delete {' and '.join(PARTS)} in {place} and run `{COMMAND}`"
 
 
 def decode(place: Path) -> tuple[list[str], np.ndarray]:
     """Read, verify and scale all images below ``place``.
 
-    Canonical order: characters sorted by ``alphabet/character``, images by file name. Lanczos scaling needs grey levels; Pillow
-    silently falls back to nearest-neighbour for the 1-bit images as they are stored (which is what MAML's published preprocessing does).
+    Canonical order: characters sorted by ``alphabet/character``, images by file name. Lanczos scaling needs grey
+    levels; Pillow silently falls back to nearest-neighbour for the 1-bit images as they are stored (which is what
+    MAML's published preprocessing does).
 
     Args:
         place: the folder that holds ``images_background`` and ``images_evaluation``.
@@ -185,40 +215,43 @@ def decode(place: Path) -> tuple[list[str], np.ndarray]:
                 with Image.open(file) as image:
                     grey = image.convert("L")
             except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-                raise UserError(f"The image {file} is damaged or cannot be read: delete {place} and run `{COMMAND}`.") from error
+                raise UserError(f"the image {file} is damaged or cannot be read: {_repair(place)}") from error
             if grey.size != (105, 105):
-                raise UserError(f"The image {file} is {grey.width}×{grey.height} pixels, not 105×105 as Omniglot's: delete {place} and run `{COMMAND}`.")
+                raise UserError(f"the image {file} is {grey.width}×{grey.height} pixels, not 105×105: {_repair(place)}")
             pixels[i] = np.asarray(grey) < 128
             images[c, i] = 255 - np.asarray(grey.resize((28, 28), Image.Resampling.LANCZOS))
         digests.append(sha256(name, pixels))
         if name not in expected or not digests[-1].startswith(expected[name]):
-            raise UserError(f"The images in {files[name][0].parent} are not Omniglot's (their pixels differ): delete {place} and run `{COMMAND}`.")
+            raise UserError(
+                f"the images in {files[name][0].parent} are not Omniglot's (their pixels differ): {_repair(place)}"
+            )
     if sha256(*digests) != PIXELS_SHA256:
-        raise UserError(f"The images in {place} are not Omniglot's (their digest differs): delete {place} and run `{COMMAND}`.")
+        raise UserError(f"the images in {place} are not Omniglot's (their digest differs): {_repair(place)}")
     return names, images
 
 
 def _character_digests() -> dict[str, str]:
-    lines = CHARACTERS.read_text(encoding="utf-8").splitlines()
-    return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return json.loads(CHARACTERS.read_text(encoding="utf-8"))
 
 
 def _listing(place: Path) -> dict[str, list[Path]]:
     """Character name -> its image files in order; counts verified."""
-    repair = f"delete {place} and run `{COMMAND}`"
+    repair = _repair(place)
     files: dict[str, list[Path]] = {}
     for part, (n_alphabets, n_characters) in PARTS.items():
         if not (place / part).is_dir():
-            raise UserError(f"The folder {place / part} is missing: {repair}.")
+            raise UserError(f"the folder {place / part} is missing: {repair}")
         alphabets = sorted(entry for entry in (place / part).iterdir() if entry.is_dir())
         if len(alphabets) != n_alphabets:
-            raise UserError(f"The folder {place / part} holds {len(alphabets)} alphabets, not {n_alphabets} as Omniglot's: {repair}.")
+            raise UserError(f"the folder {place / part} holds {len(alphabets)} alphabets, not {n_alphabets}: {repair}")
         characters = [entry for alphabet in alphabets for entry in sorted(alphabet.iterdir()) if entry.is_dir()]
         if len(characters) != n_characters:
-            raise UserError(f"The folder {place / part} holds {len(characters)} characters, not {n_characters} as Omniglot's: {repair}.")
+            raise UserError(
+                f"the folder {place / part} holds {len(characters)} characters, not {n_characters}: {repair}"
+            )
         for character in characters:
             drawings = sorted(character.glob("*.png"))
             if len(drawings) != INSTANCES:
-                raise UserError(f"The folder {character} holds {len(drawings)} images, not {INSTANCES} as Omniglot's: {repair}.")
+                raise UserError(f"the folder {character} holds {len(drawings)} images, not {INSTANCES}: {repair}")
             files[f"{character.parent.name}/{character.name}"] = drawings
     return files
