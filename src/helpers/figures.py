@@ -254,7 +254,7 @@ def contact_sheet(
     """Small images side by side, row after row.
 
     Args:
-        images: Shape [n, height, width] or [n, 1, height, width], any number type; scaled by the largest value there is.
+        images: Shape [n, height, width] or [n, 1, height, width], any number type; black is the largest value.
         columns: Images in a row.
         titles: A short title for each image.
         ink_is_one: Draw high values dark, as ink on paper.
