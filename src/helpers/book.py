@@ -239,6 +239,7 @@ def _bar(name: str, position: int):
         ncols=100,
         position=position if terminal else 0,
         mininterval=0.1 if terminal else 20,
+        delay=0 if terminal else 1e-9,  # a log gets its first line when the chapter starts
         file=None if terminal else _Lines(),
     )
 
@@ -259,7 +260,7 @@ def _run_one(
         path.unlink(missing_ok=True)
     source = root() / "notebooks" / f"{name}.ipynb"
     command = [sys.executable, "-m", "papermill", str(source), str(partial), "--kernel", "python3"]
-    command += ["--cwd", str(source.parent), "--log-level", "ERROR", "--progress-bar"]
+    command += ["--cwd", str(source.parent), "--language", "python", "--log-level", "ERROR", "--progress-bar"]
     command += ["--parameters_yaml", yaml.safe_dump(dict(values))]
     # The kernel called python3 must be this environment's, whatever kernels a user has installed.
     environment = {**os.environ, "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"), "PYTHONUTF8": "1"}
@@ -297,16 +298,19 @@ def _failure(name: str, partial: Path, failed: Path, log: str) -> tuple[str, str
     where = f"the copy with the error is {failed}"
     cells = [cell for cell in _read(failed).cells if cell.cell_type == "code"]
     cells = [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    for number, cell in enumerate(cells, 1):
-        if cell.metadata.get("papermill", {}).get("status") in ("completed", "pending"):
-            continue
-        line = next((line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")), "")
-        for output in cell.outputs:
-            if output.output_type == "error":
-                problem = f"{output.ename}: {output.evalue}".splitlines()[0][:200]
-                return f"{name} in code cell {number} (`{line}`): {problem}; {where}", "\n".join(output.traceback)
-        return f"{name} in code cell {number} (`{line}`): the kernel died; {where}", log
-    return f"{name} ({log.splitlines()[-1] if log else 'interrupted'}); {where}", log
+    begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("status") != "pending"]
+    if not begun:
+        return f"{name} ({log.splitlines()[-1] if log else 'interrupted'}); {where}", log
+    cell = begun[-1]
+    line = next((line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")), "")
+    problem, traceback = "the kernel died", log
+    for output in cell.outputs:
+        if output.output_type == "error":
+            problem = f"{output.ename}: {output.evalue}".splitlines()[0][:200]
+            traceback = "\n".join(output.traceback)
+    if not sys.stderr.isatty():
+        traceback = re.sub(r"\x1b\[[0-9;]*m", "", traceback)
+    return f"{name} in code cell {len(begun)} (`{line}`): {problem}; {where}", traceback
 
 
 def tidy(notebook) -> None:

@@ -1,0 +1,255 @@
+"""helpers.book on small projects made on the spot: what runs, what is left alone, and what is refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from helpers import book, checks
+from helpers.runtime import UserError, root
+
+PARAMETERS = new_code_cell("profile = 'book'\nseed: int = 0\ndevice = 'cpu'", metadata={"tags": ["parameters"]})
+CONFIG = """
+title: A book
+only_build_toc_files: true
+repository: {url: "https://github.com/somebody/somebook", branch: main, path_to_book: ""}
+execute: {execute_notebooks: "off"}
+launch_buttons: {colab_url: "https://colab.research.google.com"}
+html: {use_repository_button: true}
+"""
+TOC = "format: jb-book\nroot: book/intro\nchapters:\n- file: notebooks/01_one\n- file: notebooks/02_two\n"
+FIGURE = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+
+
+def chapter(folder, name, *sources):
+    cells = [new_markdown_cell(f"# Chapter {name}"), PARAMETERS, *map(new_code_cell, sources)]
+    path = folder / "notebooks" / f"{name}.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A book of two chapters, in a path with a space."""
+    folder = tmp_path / "a book"
+    for name in ("notebooks", "book", "src/helpers", "data/claims", "data/raw"):
+        (folder / name).mkdir(parents=True)
+    (folder / "requirements.lock").write_text("torch==2.13.0\n")
+    (folder / "src/helpers/models.py").write_text("one = 1\n")
+    (folder / "_config.yml").write_text(CONFIG)
+    (folder / "_toc.yml").write_text(TOC)
+    (folder / "book/intro.md").write_text("# A book\n\nSee [one](../notebooks/01_one).\n")
+    chapter(folder, "01_one", "print(profile, seed)")
+    chapter(folder, "02_two", "print(6 * 7)")
+    monkeypatch.setenv("METABOOK_ROOT", str(folder))
+    return folder
+
+
+def printed(path):
+    return "".join(out.text for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", []))
+
+
+def test_chapters_and_their_short_names(project):
+    assert book.chapters() == ["01_one", "02_two"]
+    assert book.select() == ["01_one", "02_two"]
+    assert book.select(["02", "two", "notebooks/02_two.ipynb"]) == ["02_two"]
+    with pytest.raises(UserError, match="there is no chapter '03'; the chapters are 01_one, 02_two"):
+        book.select(["03"])
+
+
+def test_parameters_are_those_of_the_tagged_cell(project):
+    assert book.parameters_of("01_one") == ["profile", "seed", "device"]
+
+
+def test_refusals_come_before_anything_runs(project):
+    with pytest.raises(UserError, match="no profile 'fast'; the profiles are quick, book, paper"):
+        book.run_chapters(profile="fast")
+    with pytest.raises(UserError, match="01_one has no parameter 'sede'; its parameters are: profile, seed, device"):
+        book.run_chapters(parameters={"sede": 1})
+    (project / "notebooks/02_two.ipynb").write_text('{"cells": [')
+    with pytest.raises(UserError, match="not a readable notebook"):
+        book.run_chapters()
+    assert not list(project.rglob("*.digest"))
+
+
+def test_only_what_changed_runs_again(project, capsys):
+    source = (project / "notebooks/01_one.ipynb").read_bytes()
+    done = book.run_chapters(parameters={"seed": 3}, names=["01"], out=project / "_build/x")
+    assert printed(done["01_one"]) == "book 3\n"
+    assert (project / "notebooks/01_one.ipynb").read_bytes() == source
+
+    def runs_again():
+        before = done["01_one"].stat().st_mtime_ns
+        book.run_chapters(parameters={"seed": 3}, names=["01"], out=project / "_build/x")
+        return done["01_one"].stat().st_mtime_ns > before
+
+    assert not runs_again()
+    assert "01_one: unchanged" in capsys.readouterr().out
+    chapter(project, "02_two", "print(6 * 8)")
+    (project / "data/raw/cache.bin").write_bytes(b"made by a run")
+    assert not runs_again()
+    (project / "src/helpers/models.py").write_text("one = 2\n")
+    assert runs_again()
+    (project / "data/claims/maml.yaml").write_text("value: 98.7\n")
+    assert runs_again()
+
+
+def test_profiles_reach_the_notebook(project):
+    assert printed(book.run_chapters(["01"], "quick")["01_one"]) == "quick 0\n"
+
+
+def test_kernel_is_this_environments_with_one_thread(project):
+    chapter(
+        project,
+        "02_two",
+        "import os, sys\nprint(sys.prefix, os.environ['OMP_NUM_THREADS'], os.path.basename(os.getcwd()))",
+    )
+    assert printed(book.run_chapters(["02"])["02_two"]) == f"{sys.prefix} 1 notebooks\n"
+
+
+def test_failing_cell_is_named_and_others_finish(project, capsys):
+    path = chapter(project, "01_one", "half = 0.5", "half.nothing", "print('never')")
+    before = path.read_bytes()
+    with pytest.raises(UserError) as caught:
+        book.run_chapters()
+    assert "1 of 2 chapters failed: 01_one in code cell 3 (`half.nothing`): AttributeError" in str(caught.value)
+    assert "Traceback" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert printed(project / "_build/book/02_two.ipynb") == "42\n"
+    assert not (project / "_build/book/01_one.ipynb").exists()
+    assert not (project / "_build/book/01_one.digest").exists()
+    with pytest.raises(UserError, match="01_one.ipynb is missing"):
+        book.build()
+
+
+def test_dying_kernel_is_named(project):
+    chapter(project, "01_one", "import os\nos._exit(3)")
+    with pytest.raises(UserError, match=r"01_one in code cell 2 \(`import os`\): the kernel died"):
+        book.run_chapters(["01"])
+
+
+def test_interrupt_keeps_what_is_done_and_leaves_no_kernel(project):
+    chapter(project, "01_one", "import os, time", "open('../pid', 'w').write(str(os.getpid()))", "time.sleep(600)")
+    command = [sys.executable, "-m", "helpers.book", "run"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not ((project / "pid").exists() and (project / "_build/book/02_two.digest").exists()):
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "interrupted; what was finished is kept" in error and "Traceback" not in error
+    kernel = int((project / "pid").read_text() or 0)
+    for _ in range(100):
+        try:
+            os.kill(kernel, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the kernel is still running")
+
+
+def test_refresh_stamps_the_address_and_keeps_a_failing_chapter(project):
+    bootstrap = new_code_cell("url = 'https://github.com/OWNER/metabook.git'", metadata={"tags": ["bootstrap"]})
+    path = project / "notebooks/01_one.ipynb"
+    nbformat.write(new_notebook(cells=[bootstrap, PARAMETERS, new_code_cell("print(url)")]), path)
+    broken = chapter(project, "02_two", "1 / 0")
+    before = broken.read_bytes()
+    with pytest.raises(UserError, match="02_two in code cell 2"):
+        book.refresh()
+    assert printed(path) == "https://github.com/somebody/somebook.git\n"
+    assert broken.read_bytes() == before
+    notebook = nbformat.read(path, 4)
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3]
+    assert "papermill" not in str(notebook)
+    once = path.read_bytes()
+    book.refresh(["01"])
+    assert path.read_bytes() == once
+
+
+def test_tidy_removes_progress_bars_but_no_warnings():
+    outputs = [
+        new_output("stream", name="stderr", text="\r 50%|#"),
+        new_output("stream", name="stderr", text="careful"),
+    ]
+    notebook = new_notebook(cells=[new_code_cell("1", outputs=outputs)])
+    book.tidy(notebook)
+    assert [out.text for out in notebook.cells[0].outputs] == ["careful"]
+
+
+def test_site_is_built_and_checked_and_survives_a_bad_one(project, capsys):
+    chapter(project, "02_two", FIGURE)
+    book.run_chapters()
+    index = book.build() / "index.html"
+    assert index == project / "_build/html/index.html" and index.exists()
+    page = project / "_build/html/notebooks/02_two.html"
+    first = page.read_text()
+    assert "https://colab.research.google.com/github/somebody/somebook/blob/main/notebooks/02_two.ipynb" in first
+
+    (project / "book/intro.md").write_text("# A book\n\nSee {ref}`nowhere`.\n")
+    for _ in range(2):  # twice: a page that Sphinx has read before must warn again
+        with pytest.raises(UserError, match="1 things? to mend"):
+            book.build()
+        assert "nowhere" in capsys.readouterr().err
+    assert page.read_text() == first  # the pages that a reader has open are still there
+
+    next((project / "_build/html").rglob("_images/*.png")).unlink()
+    page.write_text(first.replace("colab.research", "colab.elsewhere"))
+    (project / "_build/html/notebooks/01_one.html").unlink()
+    with pytest.raises(UserError) as caught:
+        book.check_site()
+    for problem in ("no page for chapter 01_one", "02_two.html has a dead image", "02_two.html has no link to https"):
+        assert problem in str(caught.value)
+
+
+def test_unexecuted_chapters_are_not_published(project):
+    with pytest.raises(UserError, match="code cell 1 of .*01_one.ipynb was never run"):
+        book.build(project / "notebooks")
+
+
+def test_missing_site_is_one_sentence(project):
+    with pytest.raises(UserError, match="does not exist; build the book with `make book`"):
+        book.check_site()
+
+
+def test_command_line_turns_errors_into_one_sentence(project, capsys):
+    assert book.main(["run", "07"]) == 2
+    assert capsys.readouterr().err == "metabook: there is no chapter '07'; the chapters are 01_one, 02_two.\n"
+    (project / "_build").write_text("a file where a folder should be")
+    assert book.main(["run"]) == 2
+    assert capsys.readouterr().err.startswith("metabook: ")
+    assert checks.main(["everything"]) == 2
+    assert "there is no tier 'everything'" in capsys.readouterr().err
+
+
+def test_tiers_all_run_and_the_summary_names_the_failed(project, monkeypatch, capsys):
+    def bad():
+        raise UserError("a page is missing.")
+
+    tiers = {"one": bad, "two": lambda: {"passed": 3, "failed": 1, "errors": 0, "skipped": 0}, "three": lambda: None}
+    monkeypatch.setattr(checks, "TIERS", tiers)
+    assert checks.run() == 1
+    out = capsys.readouterr().out
+    assert "a page is missing." in out and "failed: one, two" in out and "===== 3 passed, 1 failed in" in out
+    assert checks.run(["three"]) == 0
+
+
+@pytest.mark.skipif(not book.chapters(), reason="no chapters in this checkout")
+def test_committed_chapters_follow_the_conventions():
+    url = book.repository()["url"]
+    for name in book.chapters():
+        cells = nbformat.read(root() / "notebooks" / f"{name}.ipynb", 4).cells
+        code = [cell for cell in cells if cell.cell_type == "code"]
+        tags = [tag for cell in code for tag in cell.metadata.get("tags", [])]
+        assert tags.count("parameters") == 1 and tags.count("bootstrap") == 1 and "injected-parameters" not in tags, (
+            name
+        )
+        assert "bootstrap" in code[0].metadata.get("tags", []) and url in code[0].source, name
+        assert {"profile", "seed", "device"} <= set(book.parameters_of(name)), name
