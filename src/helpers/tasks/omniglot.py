@@ -209,7 +209,7 @@ def decode(place: Path) -> tuple[list[str], np.ndarray]:
     images = np.empty((len(names), INSTANCES, 28, 28), np.uint8)
     pixels = np.empty((INSTANCES, 105, 105), np.uint8)
     digests = []
-    for c, name in enumerate(tqdm(names, desc="Omniglot: decoding", unit="character", leave=False, delay=1)):
+    for c, name in enumerate(tqdm(names, desc="Omniglot: decoding", unit="character", leave=False, disable=None)):
         for i, file in enumerate(files[name]):
             try:
                 with Image.open(file) as image:
