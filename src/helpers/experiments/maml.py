@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from helpers import evaluation, losses, metagradients, runtime
 from helpers.learners import GradientDescent
 from helpers.models import MLP, ConvNet, Params
-from helpers.tasks import FewShot, Sinusoids, Tasks
+from helpers.tasks import Examples, FewShot, Sinusoids, Tasks
 
 ESTIMATORS = {"maml": metagradients.maml, "fomaml": metagradients.fomaml}
 TEST_SEED = 20_170_806  # of the test tasks; the same tasks for every experiment and every evaluation
@@ -69,7 +71,7 @@ class Omniglot:
 
         family = FewShot(omniglot.load("test").images, self.ways, self.shots, self.queries)
         tasks = family.sample(self.test_tasks, runtime.generator(TEST_SEED))
-        return torch.utils._pytree.tree_map(lambda t: t.to(device), tasks)
+        return tree_map(lambda t: t.to(device), tasks)
 
     def setup(self, device: torch.device, compiled: bool) -> Training:
         """Load the images and build the estimator."""
@@ -113,11 +115,137 @@ class Training:
         return self.experiment.evaluate(theta, self.test)
 
 
-def experiments() -> list[Omniglot]:
+
+@dataclass(frozen=True)
+class SinusoidStudy:
+    """Section 5.1 of the paper: MAML, a network pre-trained on all tasks, and an oracle, with several seeds side by side.
+
+    Every parameter carries a leading seed axis, and θ holds the three networks under ``maml/``, ``pretrained/`` and ``oracle/``. Adam works
+    entry by entry, so training them together is training them apart.
+
+    Attributes:
+        shots: K.
+        inner_rate: of MAML, in training and at test.
+        tuning_rates: fine-tuning rates for the pre-trained network; the best on validation tasks is used at test ("automatically tuned").
+    """
+
+    name: str
+    shots: int = 10
+    queries: int = 10
+    hidden: tuple[int, ...] = (40, 40)
+    inner_rate: float = 0.01
+    inner_steps: int = 1
+    meta_batch: int = 25
+    iterations: int = 70_000
+    outer_rate: float = 1e-3
+    seed: int = 0
+    seeds: int = 5
+    test_tasks: int = 600
+    test_queries: int = 100
+    test_steps: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+    tuning_rates: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.02, 0.05)
+    evaluate_every: int = 35_000
+    paper: str = "maml"
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as JSON."""
+        return asdict(self)
+
+    def data(self) -> dict[str, Any]:
+        """The tasks are drawn, not stored."""
+        return {"data": "sinusoids"}
+
+    def setup(self, device: torch.device, compiled: bool) -> SinusoidTraining:
+        """Make the learners."""
+        return SinusoidTraining(self, device)
+
+
+class SinusoidTraining:
+    """The sinusoid study on one device; a few matrix products a step, so nothing is compiled."""
+
+    def __init__(self, experiment: SinusoidStudy, device: torch.device) -> None:
+        self.experiment, self.device = experiment, device
+        network = MLP((1, *experiment.hidden, 1))
+        self.learner = GradientDescent(network, losses.mean_squared_error, experiment.inner_rate, experiment.inner_steps)
+        self.oracle = GradientDescent(MLP((3, *experiment.hidden, 1)), losses.mean_squared_error, 0.0, 0)
+
+    def init(self, generator: torch.Generator) -> Params:
+        """θ with keys such as ``maml/linear1.weight`` ``[seeds, in, out]``."""
+        learners = {"maml": self.learner, "pretrained": self.learner, "oracle": self.oracle}
+        drawn = [{f"{kind}/{name}": p for kind, l in learners.items() for name, p in l.init(generator).items()} for _ in range(self.experiment.seeds)]
+        return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+
+    def tasks(self, count: int, queries: int, generator: torch.Generator) -> Tasks:
+        """Tasks ``[seeds, count, …]``, with amplitude and phase beside the input."""
+        family = Sinusoids(self.experiment.shots, queries, oracle=True)
+        tasks = family.sample(self.experiment.seeds * count, generator)
+        return tree_map(lambda t: t.unflatten(0, (self.experiment.seeds, count)), tasks)
+
+    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """The three gradients, each network on the same fresh tasks; the loss is MAML's, averaged over seeds."""
+        tasks = self.tasks(self.experiment.meta_batch, self.experiment.queries, generator)
+        plain = _hide(tasks)
+        gradient, query_losses = vmap(partial(metagradients.maml, self.learner))(part(theta, "maml"), plain)
+        # Pre-training knows no adaptation: it descends the loss of the K support points of all tasks, as the official code does.
+        supports = Tasks(plain.support, plain.support)
+        pretrained, _ = vmap(partial(metagradients.maml, self.learner.with_(steps=0)))(part(theta, "pretrained"), supports)
+        supports = Tasks(tasks.support, tasks.support)
+        oracle, _ = vmap(partial(metagradients.maml, self.oracle))(part(theta, "oracle"), supports)
+        together = {"maml": gradient, "pretrained": pretrained, "oracle": oracle}
+        return {f"{kind}/{name}": g for kind, gradients in together.items() for name, g in gradients.items()}, query_losses.mean()
+
+    def curves(self, theta: Params, tasks: Tasks, rate: float | None = None) -> Tensor:
+        """Mean query error ``[steps, seeds]`` after each number of fine-tuning steps from θ."""
+        learner = self.learner if rate is None else self.learner.with_(rate=rate)
+
+        def curve(theta: Params, tasks: Tasks) -> Tensor:
+            return evaluation.adaptation_curve(learner, theta, tasks, self.experiment.test_steps, losses.mean_squared_error, chunk=None).mean(1)
+
+        return vmap(curve)(theta, tasks).T
+
+    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+        """Mean squared errors ``{kind}_mse_{steps}``, with intervals over seeds; each seed is tested on its own 600 tasks."""
+        experiment = self.experiment
+        draw = lambda seed: tree_map(lambda t: t.to(self.device), self.tasks(experiment.test_tasks, experiment.test_queries, runtime.generator(seed)))  # noqa: E731
+        test, validation = draw(TEST_SEED), _hide(draw(TEST_SEED + 1))
+        final = torch.stack([self.curves(part(theta, "pretrained"), validation, rate)[-1].mean() for rate in experiment.tuning_rates])
+        tuned = experiment.tuning_rates[int(final.nan_to_num(float("inf")).argmin())]
+        measured = {
+            "maml": self.curves(part(theta, "maml"), _hide(test)),
+            "pretrained": self.curves(part(theta, "pretrained"), _hide(test), tuned),
+        }
+        metrics = {
+            f"{kind}_mse_{steps}": evaluation.over_seeds(errors)
+            for kind, curve in measured.items()
+            for steps, errors in zip(experiment.test_steps, curve)
+        }
+        oracle = vmap(vmap(self.oracle.task_loss, in_dims=(None, 0)))(part(theta, "oracle"), test).mean(1)
+        metrics["oracle_mse_0"] = evaluation.over_seeds(oracle)
+        metrics["pretrained_rate"] = evaluation.Interval(tuned, float("nan"), 1)
+        return {f"maml_mse_{max(experiment.test_steps)}": metrics[f"maml_mse_{max(experiment.test_steps)}"]} | metrics
+
+
+def part(theta: Params, kind: str) -> Params:
+    """The entries of θ under ``kind/``, without that prefix."""
+    return {name.removeprefix(f"{kind}/"): value for name, value in theta.items() if name.startswith(f"{kind}/")}
+
+
+def _hide(tasks: Tasks) -> Tasks:
+    """The tasks without the oracle's inputs: only x is left of (x, amplitude, phase)."""
+    return Tasks(*(Examples(examples.x[..., :1], examples.y) for examples in tasks))
+
+
+def experiments() -> list[Omniglot | SinusoidStudy]:
     """The experiments of the chapter, the most important first."""
     return [
         Omniglot("maml-omniglot-5w1s"),
+        SinusoidStudy("maml-sinusoid-10", shots=10),
+        SinusoidStudy("maml-sinusoid-5", shots=5),
         Omniglot("fomaml-omniglot-5w1s", estimator="fomaml"),
         Omniglot("maml-omniglot-5w5s", shots=5, queries=5, chunk=1),
+        Omniglot("maml-omniglot-20w1s", ways=20, inner_steps=5, inner_rate=0.1, meta_batch=16, test_steps=(1, 3, 5, 10), headline_steps=5, chunk=1),
+        Omniglot("maml-omniglot-5w1s-mlp", network="mlp", chunk=32),
         Omniglot("maml-omniglot-5w1s-summed", inner_rate=2.0),
+        Omniglot("maml-omniglot-20w5s", ways=20, shots=5, queries=5, inner_steps=5, inner_rate=0.1, meta_batch=16, test_steps=(1, 3, 5, 10), headline_steps=5, chunk=1),
+        Omniglot("maml-omniglot-5w5s-mlp", network="mlp", shots=5, queries=5, chunk=32),
     ]
