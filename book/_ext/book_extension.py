@@ -1,4 +1,4 @@
-"""What the book needs of Sphinx beyond its standard extensions: the helper reference, and mathematics without a network."""
+"""What the book needs beyond Sphinx's own extensions: the helper reference, and formulas that need no network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLOORS = [
     ("Floor 1: the boxes of the machine", ("losses", "learners", "metagradients", "optimizers")),
     ("Floor 2: training and reporting", ("training", "evaluation", "records", "figures")),
     ("Floor 3: experiments", ("experiments",)),
-    ("Floor 4: command line and book", ("cli", "book")),
+    ("Floor 4: command line and book", ("cli", "book", "checks")),
 ]
 
 
@@ -61,7 +61,7 @@ def skip_member(app, what, name, member, skip, options):
 def setup(app):
     app.add_directive("helper-reference", HelperReference)
     app.connect("autodoc-skip-member", skip_member)
-    # MathJax from the installed package, so that formulas show without a network; from the usual CDN where it is not installed.
+    # MathJax from an installed package, so that formulas show without a network; without the package, from its CDN.
     if importlib.util.find_spec("sphinx-mathjax-offline"):
         app.setup_extension("sphinx-mathjax-offline")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

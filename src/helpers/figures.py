@@ -162,7 +162,8 @@ def band(
     chosen = {**look(index), "markevery": max(1, len(xs) // 10), **keywords}
     (line,) = ax.plot(xs, middle, label=label, **chosen)
     if half is not None:
-        low, high = [m - h for m, h in zip(middle, half)], [m + h for m, h in zip(middle, half)]
+        low = [m - h for m, h in zip(middle, half, strict=True)]
+        high = [m + h for m, h in zip(middle, half, strict=True)]
         ax.fill_between(xs, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
 
 
@@ -319,9 +320,40 @@ class Table:
         lines = [self.header, ["-" * width for width in widths], *self.rows]
         pads = {"l": str.ljust, "r": str.rjust, "c": str.center}
         return "\n".join(
-            "  ".join(pads[letter](cell, width) for cell, width, letter in zip(line, widths, self.align)).rstrip()
+            "  ".join(
+                pads[letter](cell, width) for cell, width, letter in zip(line, widths, self.align, strict=True)
+            ).rstrip()
             for line in lines
         )
+
+
+def claim_rows(claims: Sequence[Any], recorded: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Claims and their records as rows for :func:`paper_vs_book` and :func:`claims_table`.
+
+    Args:
+        claims: Claims as :func:`helpers.records.load_claims` gives them.
+        recorded: Records by experiment name, as :func:`helpers.records.load_all` gives them.
+
+    Returns:
+        One row a claim, with its computed verdict; the note says how far an unfinished run got and whether the
+        claimed number is quoted from memory.
+    """
+    from helpers import records  # here, so that a module of records may draw
+
+    rows = []
+    for claim in claims:
+        record, row = recorded.get(claim.experiment), {"quantity": claim.quantity, "where": claim.where}
+        row |= {"paper": claim.value, "paper_ci95": claim.ci95, "book": None, "book_ci95": None}
+        notes = [claim.note.strip()] if claim.note.strip() else []
+        if record is not None and claim.metric in record["metrics"]:
+            ours = records.metric(record, claim.metric)
+            row |= {"book": ours.value, "book_ci95": None if math.isnan(ours.ci95) else ours.ci95}
+            if record["status"] != "complete":
+                notes.append(f"unfinished: {records.progress(record)}")
+        if claim.from_memory:
+            notes.append("paper's number quoted from memory")
+        rows.append(row | {"verdict": records.verdict(claim, recorded), "note": "; ".join(notes)})
+    return rows
 
 
 def claims_table(rows: Sequence[Mapping[str, Any]], scale: float = 1.0, digits: int = 2) -> Table:
@@ -343,7 +375,8 @@ def claims_table(rows: Sequence[Mapping[str, Any]], scale: float = 1.0, digits: 
         if isinstance(value, str):
             return value
         text = f"{float(value) * scale:.{digits}f}"
-        return text if half is None else f"{text} ± {abs(float(half)) * scale:.{digits}f}"
+        # no-break spaces: value and interval stay on one line of a narrow page
+        return text if half is None else f"{text}\u00a0±\u00a0{abs(float(half)) * scale:.{digits}f}"
 
     extra = [key for key in ("where", "note") if any(row.get(key) for row in rows)]
     names = {"where": "in the paper at", "note": "note"}
