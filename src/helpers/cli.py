@@ -1,69 +1,261 @@
-"""The command line: ``metabook run | train | check | bench | data``."""
+"""The command line of the book: run chapters, train recorded experiments, check everything, time it, prepare data.
+
+Every mistake of the user's is one sentence on standard error and exit status 2; Ctrl-C ends with 130.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
 
-from helpers.runtime import UserError
+from helpers.runtime import UserError, root
+
+# What only one command needs is imported there: `metabook train` then works with torch, numpy and four small packages.
+
+QUEUES = ("paper",)  # the catalogue of experiments, the most important first
 
 
 def seconds(text: str) -> float:
-    """Parse a duration such as ``90``, ``90s``, ``20m`` or ``1.5h``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration: write 90s, 20m or 1.5h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    """Parse a duration such as ``90``, ``90s``, ``20m``, ``1.5h`` or ``1h30m``."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration: write 90s, 20m, 1.5h or 1h30m")
+    return sum(float(number) * {"": 1, "s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts)
 
 
-def train(options: argparse.Namespace) -> None:
-    """Train, or go on training, a recorded experiment."""
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """Parse ``name=value``; the value is read as YAML, so ``0.1`` is a number, ``true`` a truth value, ``cpu`` a text."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a parameter: write name=value")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"the value in {text!r} cannot be read: quote it as YAML asks") from None
+
+
+# ---------------------------------------- commands; each returns an exit status, None standing for 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Execute copies of chapters."""
+    from helpers import book, runtime
+
+    values = dict(pair for group in options.parameters for pair in group)
+    if "device" in values:  # known to be wrong now, not after the chapter's first cells
+        runtime.pick_device(str(values["device"]))
+    done = book.run_chapters(options.chapter, options.profile, values, options.out, force=options.force)
+    for path in done.values():
+        print(path)
+
+
+def train(options: argparse.Namespace) -> int | None:
+    """Train, or go on training, recorded experiments."""
     import torch
 
-    from helpers import experiments, runtime, training
+    from helpers import experiments, runtime
 
-    if options.list or not options.name:
+    if options.queue is not None and options.queue not in QUEUES:
+        raise UserError(f"there is no queue {options.queue!r}; known: {', '.join(QUEUES)}")
+    if options.queue is not None and options.name:
+        raise UserError("name an experiment or a queue, not both")
+    if options.queue is not None and options.fresh:
+        raise UserError("--fresh starts over one experiment, not a whole queue: name the experiment instead of --queue")
+    if options.list or not (options.name or options.queue):
         for name in experiments.catalogue():
             print(name)
-        return
-    experiment = experiments.find(options.name)
+        return None
+    names = [options.name] if options.name else list(experiments.catalogue())
+    chosen = [experiments.find(name) for name in names]
     device = runtime.pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     runtime.keep_memory()
     compiled = runtime.can_compile() if options.compile is None else options.compile
-    training.train(experiment, device=device, budget=options.budget, fresh=options.fresh, compiled=compiled)
+    settings = {"device": device, "compiled": compiled, "fresh": options.fresh}
+    return _queue(chosen, options.budget, settings) if options.queue else _train(chosen[0], options.budget, settings)
+
+
+def _train(experiment, budget: float | None, settings: dict[str, Any]) -> None:
+    from helpers import training
+
+    training.train(experiment, budget=budget, **settings)
+
+
+def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
+    """Train experiments in this order until the time is spent; one that cannot be trained does not stop the others."""
+    started, status = time.monotonic(), 0
+    for experiment in chosen:
+        left = None if budget is None else budget - (time.monotonic() - started)
+        if left is not None and left <= 0:
+            print(f"the time is spent; {experiment.name} is next")
+            break
+        try:
+            if _complete(experiment):
+                print(f"{experiment.name}: complete, nothing to do")
+            else:
+                _train(experiment, left, settings)
+        except UserError as error:
+            print(f"metabook: {error}", file=sys.stderr)
+            status = 2
+    return status
+
+
+def _complete(experiment) -> bool:
+    """Whether there is a record of the whole run of exactly this experiment."""
+    from helpers import records
+
+    record = records.load(experiment.name, missing_ok=True)
+    config = json.loads(json.dumps(experiment.config()))  # tuples become lists, as in the record
+    return record is not None and record["status"] == "complete" and record["config"] == config
+
+
+def check(options: argparse.Namespace) -> int:
+    """Run the tiers of checks."""
+    from helpers import checks
+
+    return checks.run(options.tier)
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Run the benchmark, which is a program of its own: it needs the libraries that it compares with."""
+    program = root() / "benchmarks" / "bench.py"
+    if not program.exists():
+        raise UserError(f"{program} is missing: run this from a complete checkout")
+    return subprocess.run([sys.executable, str(program), *options.arguments]).returncode
+
+
+def data(options: argparse.Namespace) -> None:
+    """Get a data set ready and say what it holds."""
+    from importlib import import_module
+
+    library = import_module(f"helpers.tasks.{options.name}")
+    if options.name == "omniglot":
+        place = library.find()
+        print(f"image files: {place or 'none here, so from a cache, else downloaded'}", flush=True)
+    for split in ("train", "test"):
+        classes = library.load(split)
+        shape = "×".join(str(size) for size in classes.images.shape[2:])
+        count = f"{len(classes):,} classes × {classes.images.shape[1]} images of {shape} pixels"
+        print(f"{options.name} {split}: {count}, {len(set(classes.groups))} groups")
+        for name, value in classes.provenance.items():
+            if name.endswith("sha256"):
+                print(f"  {name} {value}")
+
+
+# ---------------------------------------- grammar
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"metabook: {message}; `{self.prog} --help` shows the usage", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = argparse.ArgumentParser(prog="metabook", description=__doc__)
+    top = _Parser(prog="metabook", description=(__doc__ or "").splitlines()[0])
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("train", help="train a recorded experiment, from its checkpoint where there is one")
+
+    def add(name: str, action, summary: str, examples: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"examples:\n{examples}" if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(do=action)
+        return command
+
+    command = add(
+        "run",
+        run,
+        "execute copies of chapters with papermill; what has not changed is not run again",
+        "  metabook run                                  every chapter, as it is published\n"
+        "  metabook run maml --profile quick             one chapter, in seconds\n"
+        "  metabook run maml --parameters seed=1 device=cuda",
+    )
+    command.add_argument("chapter", nargs="*", help="such as 02_maml, 02 or maml; all when none is named")
+    command.add_argument("--profile", default="book", help="quick, book (the default) or paper")
+    command.add_argument(
+        "-p", "--parameters", nargs="+", action="append", default=[], type=parameter, metavar="NAME=VALUE",
+        help="values for the cell of the chapter that is tagged parameters",
+    )  # fmt: skip
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="where the copies go; _build/PROFILE by default")
+    command.add_argument("--force", action="store_true", help="also what has not changed")
+
+    command = add(
+        "train",
+        train,
+        "train a recorded experiment, going on from its checkpoint where there is one",
+        "  metabook train --list                         the names\n"
+        "  metabook train maml-omniglot-5w1s --budget 20m   stops cleanly; the same command goes on\n"
+        "  metabook train --queue paper --budget 1h      whatever is not complete, most important first",
+    )
     command.add_argument("name", nargs="?", help="the experiment")
     command.add_argument("--list", action="store_true", help="list the experiments")
-    command.add_argument("--budget", type=seconds, help="stop cleanly after this long: 90s, 20m, 1.5h")
+    command.add_argument("--queue", metavar="QUEUE", help="instead of one experiment all of a queue: paper")
+    command.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after this long: 90s, 20m, 1.5h")
     command.add_argument("--device", default="auto", help="cpu, cuda or auto (the default)")
-    command.add_argument("--threads", type=int, help="CPU threads")
+    command.add_argument("--threads", type=positive, metavar="N", help="CPU threads")
     command.add_argument("--fresh", action="store_true", help="ignore an existing checkpoint")
-    command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="use torch.compile (the default where it can work)")
-    command.set_defaults(do=train)
+    command.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="use torch.compile, the default where it can work; go on with what the run began with",
+    )
+
+    command = add("check", check, "run the checks, tier by tier")
+    command.add_argument("tier", nargs="*", help="unit, smoke, regression, book, records; all when none is named")
+
+    command = add("bench", bench, "time one meta-gradient against other libraries; writes _build/bench.json")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, help="handed on to benchmarks/bench.py")
+
+    command = add("data", data, "get a data set ready, verify it, and print its counts and digests")
+    command.add_argument("name", choices=("omniglot", "glyphs"), help="omniglot (real) or glyphs (drawn from fonts)")
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; every mistake of the user's is one sentence on standard error and exit status 2."""
+    """Run one command and return its exit status."""
     options = parser().parse_args(arguments)
+    with suppress(ValueError):  # only the main thread may; a request to terminate is then treated as Ctrl-C is
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        options.do(options)
+        return options.do(options) or 0
     except UserError as error:
         print(f"metabook: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("metabook: stopped; what was done is saved, run the same command to go on", file=sys.stderr)
+        print("metabook: stopped; what was finished is kept, run the same command to go on", file=sys.stderr)
         return 130
-    return 0
+    except BrokenPipeError:  # the reader of our output has gone, as in `metabook train --list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"metabook: {error.strerror or error} ({error.filename or 'no file named'})", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

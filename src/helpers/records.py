@@ -132,7 +132,7 @@ def load_claims(paper: str | None = None) -> list[Claim]:
                 claims.append(Claim(paper=content["paper"], **entry | {"direction": tuple(entry.get("direction", ()))}))
         except FileNotFoundError:
             raise UserError(f"there is no claims file {path}; known papers: {', '.join(p.stem for p in sorted(where.glob('*.yaml')))}") from None
-        except (yaml.YAMLError, TypeError, KeyError) as error:
+        except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
             raise UserError(f"the claims file {path} cannot be read ({error}): mend it after data/schemas/claims.schema.json") from None
     return claims
 

@@ -93,8 +93,27 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        kept = "the previous file is intact" if path.exists() else "nothing was written"
-        raise UserError(f"cannot write {path} ({error.strerror or error}): free space or allow writing there, then run again; {kept}") from None
+        kept = "the previous file is intact" if os.path.exists(path) else "nothing was written"
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): "
+            f"free space or allow writing there, then run again; {kept}"
+        ) from None
+
+
+def ensure_writable(folder: Path) -> None:
+    """Make the folder where it is missing, and try to write there.
+
+    Raises:
+        UserError: if that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"?")
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {folder} ({error.strerror or error}): free space or allow writing there, then run again"
+        ) from None
 
 
 def commit() -> str:

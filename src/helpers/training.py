@@ -7,6 +7,7 @@ it had never stopped (on the same machine with the same engine settings).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
@@ -107,7 +108,9 @@ class State:
             "losses": self.losses, "window": [loss.item() for loss in self.window], "curve": self.curve, "slices": self.slices,
         }  # fmt: skip
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        runtime.write_atomically(path, safetensors.torch.save(tensors, {"metabook": json.dumps(header)}))
+        text = json.dumps(header)
+        metadata = {"metabook": text, "sha256": _digest(text, tensors)}
+        runtime.write_atomically(path, safetensors.torch.save(tensors, metadata))
 
     def restore(self, path: Path, config: dict[str, Any]) -> None:
         """Continue from a checkpoint.
@@ -122,6 +125,13 @@ class State:
                 f"the checkpoint {path} is from another configuration (it differs in {', '.join(different)}): "
                 "start over with --fresh, or move it away"
             )
+        fits = {f"theta/{name}": value.shape for name, value in self.theta.items()}
+        if fits != {name: value.shape for name, value in tensors.items() if name.startswith("theta/")}:
+            # The same configuration, so the network itself was changed in the code since.
+            raise UserError(
+                f"the checkpoint {path} holds other parameters than this experiment's network: "
+                "start over with --fresh, or move it away"
+            )
         try:
             with torch.no_grad():
                 for name, value in self.theta.items():
@@ -133,9 +143,23 @@ class State:
             self.iteration, self.seconds = header["iteration"], header["seconds"]
             self.losses, self.curve, self.slices = header["losses"], header["curve"], header["slices"]
             device = next(iter(self.theta.values())).device
-            self.window = [torch.tensor(loss, dtype=torch.float32, device=device) for loss in header["window"]]
-        except (KeyError, RuntimeError) as error:
-            raise UserError(f"the checkpoint {path} does not fit this experiment ({error}): start over with --fresh") from None
+            dtype = next(iter(self.theta.values())).dtype
+            self.window = [torch.tensor(loss, dtype=dtype, device=device) for loss in header["window"]]
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"the checkpoint {path} does not fit this experiment ({reason}): "
+                "start over with --fresh, or move it away"
+            ) from None
+
+
+def _digest(header: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of all that a checkpoint holds: the format itself notices a missing end, but not a changed byte."""
+    digest = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -146,14 +170,23 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["metabook"])
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        header = json.loads(metadata["metabook"])
         if header["format"] != FORMAT:
-            raise KeyError(header["format"])
+            raise ValueError(f"format {header['format']!r}")
+        if "sha256" in metadata and metadata["sha256"] != _digest(metadata["metabook"], tensors):
+            raise ValueError("its digest is wrong")
+        if not isinstance(header["config"], dict):
+            raise ValueError("no configuration")
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}: train the experiment first") from None
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"the checkpoint {path} is damaged or not of this book ({error}): restore it, or start over with --fresh") from None
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        raise UserError(
+            f"the checkpoint {path} is damaged or not of this book ({reason}): "
+            "restore it from version control, or start over with --fresh"
+        ) from None
     return tensors, header
 
 
@@ -214,11 +247,17 @@ def train(
     device = torch.device(device)
     data = data or runtime.root() / "data"
     path = data / "checkpoints" / f"{experiment.name}.safetensors"
+    # Found out now, not after a minute of training that could then not be kept.
+    for kind in ("checkpoints", "records"):
+        runtime.ensure_writable(data / kind)
     config = experiment.config()
+    # Asked once, at the start: what runs is the code as it was loaded, whatever is committed meanwhile.
+    commit = runtime.commit()
     run = experiment.setup(device, compiled)
     generator = runtime.generator(experiment.seed, device)
     state = State(run.init(generator), experiment.outer_rate, generator)
-    if path.exists() and not fresh:
+    kept = path.exists() and not fresh
+    if kept:
         state.restore(path, config)
     begin, started, already = state.iteration, time.monotonic(), state.seconds
 
@@ -229,20 +268,25 @@ def train(
         finite = torch.stack(state.window).isfinite().cpu()
         if not finite.all() or not all(value.isfinite().all() for value in state.values().values()):
             at = state.iteration - len(finite) + (int((~finite).nonzero()[0]) if not finite.all() else len(finite) - 1)
-            good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
-            raise UserError(f"the loss of {experiment.name} is no longer finite at iteration {at}; {good}: lower the rates and start with --fresh")
+            good = f"the last good checkpoint is {path}" if kept else "no checkpoint of this run had been written yet"
+            raise UserError(
+                f"the loss of {experiment.name} is no longer finite at iteration {at}; {good}: "
+                "lower the rates and start with --fresh"
+            )
 
     def save() -> None:
+        nonlocal kept
         check()
         elapsed = time.monotonic() - started
         state.seconds = already + elapsed
         if state.iteration > begin:
             this = {
                 "begin": begin, "end": state.iteration, "seconds": round(elapsed, 1), "compiled": compiled,
-                "commit": runtime.commit(), "date": datetime.now(UTC).date().isoformat(), **runtime.machine(device),
+                "commit": commit, "date": datetime.now(UTC).date().isoformat(), **runtime.machine(device),
             }  # fmt: skip
             state.slices = [s for s in state.slices if s["end"] <= begin] + [this]
         state.save(path, config)
+        kept = True
 
     bar = tqdm(total=experiment.iterations, initial=begin, desc=experiment.name, unit="it", disable=not progress, mininterval=1)
     saved = started
@@ -267,7 +311,7 @@ def train(
                 save()
                 saved = now
         save()
-    record = make_record(experiment, run, state)
+    record = make_record(experiment, run, state, commit)
     records.save(record, data / "records" / f"{experiment.name}.json")
     headline = ", ".join(f"{name} {records.metric(record, name)}" for name in list(record["metrics"])[:1])
     say(f"{experiment.name}: {records.progress(record)}; {headline}; checkpoint {path}")
@@ -281,8 +325,8 @@ def _entries(metrics: dict[str, Interval]) -> dict[str, dict[str, float]]:
     return {name: {"value": m.value, "ci95": None if math.isnan(m.ci95) else m.ci95, "n": m.n} for name, m in metrics.items()}
 
 
-def make_record(experiment: Experiment, run: Run, state: State) -> records.Record:
-    """Evaluate the present parameters and lay the record out."""
+def make_record(experiment: Experiment, run: Run, state: State, commit: str) -> records.Record:
+    """Evaluate the present parameters and lay the record out; ``commit`` is that of the code that evaluates."""
     done = state.iteration
     return {
         "experiment": experiment.name,
@@ -297,6 +341,6 @@ def make_record(experiment: Experiment, run: Run, state: State) -> records.Recor
             "data": experiment.data(),
             "seconds": round(state.seconds, 1),
             "slices": state.slices,
-            "evaluated": {"commit": runtime.commit(), "date": datetime.now(UTC).date().isoformat(), **runtime.machine("cpu")},
+            "evaluated": {"commit": commit, "date": datetime.now(UTC).date().isoformat(), **runtime.machine("cpu")},
         },
     }
