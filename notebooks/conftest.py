@@ -29,13 +29,14 @@ COMPARED = ("text/plain", "text/html", "text/markdown", "text/latex")
 
 def pytest_configure(config) -> None:
     config.option.nbval_current_env = True  # the kernel of this Python, whichever the notebook names
+    config.option.nbval_kernel_startup_timeout = 300  # a busy machine
 
 
 def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if hasattr(item, "cell") and hasattr(item, "compare_outputs"):
             item.compare_outputs = MethodType(_compare_outputs, item)
-            item.output_timeout = 60  # nbval's five seconds are short on a busy machine
+            item.output_timeout = 60  # likewise; nbval waits five seconds
 
 
 def pytest_runtest_setup(item) -> None:

@@ -137,7 +137,7 @@ def test_interrupt_keeps_what_is_done_and_leaves_no_kernel(project):
     chapter(project, "01_one", "import os, time", "open('../pid', 'w').write(str(os.getpid()))", "time.sleep(600)")
     command = [sys.executable, "-m", "helpers.book", "run"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not ((project / "pid").exists() and (project / "_build/book/02_two.digest").exists()):
         assert time.monotonic() < deadline and child.poll() is None
         time.sleep(0.1)

@@ -22,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from html.parser import HTMLParser
@@ -261,7 +262,7 @@ def _run_one(
     source = root() / "notebooks" / f"{name}.ipynb"
     command = [sys.executable, "-m", "papermill", str(source), str(partial), "--kernel", "python3"]
     command += ["--cwd", str(source.parent), "--language", "python", "--log-level", "ERROR", "--progress-bar"]
-    command += ["--parameters_yaml", yaml.safe_dump(dict(values))]
+    command += ["--start-timeout", "300", "--parameters_yaml", yaml.safe_dump(dict(values))]
     # The kernel called python3 must be this environment's, whatever kernels a user has installed.
     environment = {**os.environ, "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"), "PYTHONUTF8": "1"}
     environment |= ONE_THREAD if one_thread else {}
@@ -278,13 +279,15 @@ def _run_one(
         if counts:
             bar.total = int(counts[-1][1])
             bar.update(int(counts[-1][0]) - bar.n)
-    if child.wait() == 0:
+    code = child.wait()
+    bar.bar_format = bar.bar_format.replace("{elapsed}", bar.format_interval(time.time() - bar.start_t))
+    bar.refresh() if sys.stderr.isatty() else bar.close()
+    if code == 0:
         notebook = _read(partial)
         tidy(notebook)
         _write(notebook, target)
         partial.unlink()
         stamp.write_text(digest)
-        bar.refresh()
         return None
     return _failure(name, partial, failed, log)
 
