@@ -40,8 +40,8 @@ def refused(action) -> str:
 def test_counts_and_names(both):
     train, test = both["train"], both["test"]
     assert train.images.dtype == torch.uint8 and train.images.shape[1:] == (20, 28, 28)
-    # Measured 998 and 254; another FreeType may move a pair of letters across the threshold of similarity.
-    assert 970 <= len(train) <= 1030 and 240 <= len(test) <= 270
+    # Measured 947 and 242; another FreeType may move a pair of letters across the threshold of similarity.
+    assert 930 <= len(train) <= 965 and 235 <= len(test) <= 250
     for classes in both.values():
         assert len(classes.names) == len(classes.groups) == len(classes.images) == len(set(classes.names))
         assert classes.provenance["images_sha256"] == images.sha256(classes.images.numpy())
@@ -71,7 +71,7 @@ def test_no_test_shape_is_a_training_shape(both):
 def test_letters_of_one_shape_are_one_class(both):
     """Latin A, Greek Alpha and Cyrillic A; small and capital o; I and l: one class each, the first of them."""
     kept = {name[0] for classes in both.values() for name in classes.names}
-    for same in ("AΑА", "OoΟοОоՕօס", "IlΙІ", "cCсС", "XxΧХⵝ", "hһհ", "Жж"):
+    for same in ("AΑА", "OoΟοОоՕօס", "IlΙІ", "sSѕЅ", "XxΧХⵝ", "hһհ", "Жж"):
         assert len(kept & set(same)) <= 1, same
     for different in ("AB", "eC", "bh", "pq", "yY", "ЖЯ", "ΔΩ"):
         assert set(different) <= kept, different
@@ -98,7 +98,7 @@ def test_tasks_are_neither_trivial_nor_hopeless(both):
     tasks = FewShot(both["test"].images, 5, 1, 5).sample(200, torch.Generator().manual_seed(0))
     distance = torch.cdist(tasks.query.x.flatten(2), tasks.support.x.flatten(2))
     accuracy = float((distance.argmin(2) == tasks.query.y).float().mean())
-    assert 0.4 < accuracy < 0.85
+    assert 0.4 < accuracy < 0.6  # 0.49 measured; 0.43 on Omniglot
 
 
 def test_same_seed_same_images(few):
