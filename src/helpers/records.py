@@ -96,8 +96,8 @@ class Claim:
         where: table, figure or section of the paper.
         experiment, metric: the record and its metric that answer the claim.
         better: ``"higher"`` or ``"lower"`` is better.
-        direction: comparisons ``{"left": EXPERIMENT/METRIC, "right": EXPERIMENT/METRIC or a number}``; each must hold, left being better,
-            for the verdict *direction holds*.
+        direction: comparisons ``{"left": EXPERIMENT/METRIC, "right": EXPERIMENT/METRIC or a number, "label": in words}``; each must hold,
+            left being better, for the verdict *direction holds*. With ``"within": d`` it is that the two differ by at most d.
         from_memory: the number was not checked against the paper itself.
         note: what differs between the paper's set-up and ours.
     """
@@ -133,21 +133,36 @@ def load_claims(paper: str | None = None) -> list[Claim]:
         except FileNotFoundError:
             raise UserError(f"there is no claims file {path}; known papers: {', '.join(p.stem for p in sorted(where.glob('*.yaml')))}") from None
         except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
-            raise UserError(f"the claims file {path} cannot be read ({error}): mend it after data/schemas/claims.schema.json") from None
+            raise UserError(f"the claims file {path} cannot be read ({' '.join(str(error).split())}): mend it after data/schemas/claims.schema.json") from None
     return claims
 
 
-def _operand(operand: str | float, records: dict[str, Record]) -> Interval | None:
-    """A direction's operand: a number, or ``EXPERIMENT/METRIC`` looked up in the records."""
-    if isinstance(operand, (int, float)):
-        return Interval(float(operand), 0.0, 0)
-    experiment, _, name = operand.partition("/")
+def operand(what: str | float, records: dict[str, Record]) -> Interval | None:
+    """A direction's operand: a number, or ``EXPERIMENT/METRIC`` looked up in the records; None where there is no such record.
+
+    Raises:
+        UserError: if the record has no such metric.
+    """
+    if isinstance(what, (int, float)):
+        return Interval(float(what), 0.0, 0)
+    experiment, _, name = what.partition("/")
     return metric(records[experiment], name or "test_accuracy") if experiment in records else None
 
 
 def _known(ci95: float | None) -> float:
     """A half-width for comparisons: an interval that was not given has width 0, which is the strict reading."""
     return 0.0 if ci95 is None or math.isnan(ci95) else ci95
+
+
+def holds(comparison: dict[str, Any], better: str, records: dict[str, Record]) -> bool | None:
+    """Whether one comparison of a claim's ``direction`` holds; None where a record that it needs is missing."""
+    left, right = operand(comparison["left"], records), operand(comparison["right"], records)
+    if left is None or right is None:
+        return None
+    ahead = (left.value - right.value) * (-1 if better == "lower" else 1)
+    if "within" in comparison:
+        return abs(ahead) <= comparison["within"]
+    return ahead > _known(left.ci95) + _known(right.ci95)
 
 
 def verdict(claim: Claim, records: dict[str, Record]) -> str:
@@ -166,10 +181,9 @@ def verdict(claim: Claim, records: dict[str, Record]) -> str:
             return REPRODUCED
     if not claim.direction:
         return MISSED
-    pairs = [(_operand(c["left"], records), _operand(c["right"], records)) for c in claim.direction]
-    if any(left is None or right is None for left, right in pairs):
+    answers = [holds(comparison, claim.better, records) for comparison in claim.direction]
+    if None in answers:
         return NOT_RUN if claim.value is None else MISSED
-    apart = all(sign * (left.value - right.value) > _known(left.ci95) + _known(right.ci95) for left, right in pairs)
     if claim.value is None:
-        return REPRODUCED if apart else MISSED
-    return DIRECTION if apart else MISSED
+        return REPRODUCED if all(answers) else MISSED
+    return DIRECTION if all(answers) else MISSED
