@@ -114,9 +114,10 @@ def _surroundings() -> str:
     digest = hashlib.sha256(sys.version.encode())
     files = [base / "requirements.lock", *(base / "src" / "helpers").rglob("*"), *(base / "data").rglob("*")]
     for path in sorted(files):
-        generated = "__pycache__" in path.parts or path.is_relative_to(base / "data" / "raw")
-        if path.is_file() and not generated:
-            digest.update(f"{path.relative_to(base)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        if path.is_file() and "__pycache__" not in path.parts and not path.is_relative_to(base / "data" / "raw"):
+            with contextlib.suppress(FileNotFoundError):  # a training run may replace its checkpoint meanwhile
+                content = hashlib.sha256(path.read_bytes()).digest()
+                digest.update(f"{path.relative_to(base)}\0".encode() + content)
     return digest.hexdigest()
 
 
