@@ -1,4 +1,4 @@
-"""Claims, records, their schemas and the verdicts: every committed file is valid, bad ones are refused, and rules do what the book says."""
+"""Claims, records, their schemas and the verdicts: committed files are valid, bad ones are refused, the rules hold."""
 
 from __future__ import annotations
 
