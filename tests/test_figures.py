@@ -115,4 +115,5 @@ def test_claim_rows_take_values_from_records_and_verdicts_from_the_rule():
     assert ours["book"] == 0.95 and ours["book_ci95"] is None and ours["verdict"] == "reproduced"
     assert "10 of 1,000 iterations" in ours["note"] and "memory" in ours["note"]
     assert absent["book"] is None and absent["verdict"] == "not run"
+    assert "90.00\u00a0±\u00a01.00\u00a0% | 95.00\u00a0% | reproduced" in figures.claims_table([ours])._repr_markdown_()
     assert not any(isinstance(value, float) and math.isnan(value) for row in (ours, absent) for value in row.values())

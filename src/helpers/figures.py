@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,8 @@ def paper_vs_book(
 
     Args:
         rows: One mapping a claim: ``quantity`` (its name), ``paper`` and ``book`` (values, ``None`` where there is
-            none), and optionally ``paper_ci95`` and ``book_ci95`` (half-widths) and ``verdict`` (written at the right).
+            none), and optionally ``paper_ci95`` and ``book_ci95`` (half-widths), ``verdict`` (written at the right)
+            and ``scale`` (instead of ``scale`` for this row).
         unit: Unit of the horizontal axis.
         scale: Factor on all values, 100 for fractions shown in per cent.
         ax: Where to draw; a new figure without it.
@@ -214,35 +216,38 @@ def paper_vs_book(
     rows = list(rows)
     if not rows:
         raise UserError("paper_vs_book: there is no claim to draw; give at least one row.")
-    if ax is None:
-        figure, ax = subplots(height=0.9 + 0.5 * len(rows))
-    else:
-        figure = ax.figure  # type: ignore[assignment]
-    looks = {
-        "paper": {"color": COLOURS["grey"], "marker": "D", "label": "paper", "markerfacecolor": "white"},
-        "book": {"color": COLOURS["blue"], "marker": "o", "label": "this book"},
-    }
-    for side, offset in (("paper", -0.14), ("book", 0.14)):
-        there = [position for position, row in enumerate(rows) if row.get(side) is not None]
-        if there:
-            ax.errorbar(
-                [float(rows[position][side]) * scale for position in there],
-                [position + offset for position in there],
-                xerr=[abs(float(rows[position].get(f"{side}_ci95") or 0)) * scale for position in there],
-                linestyle="none",
-                capsize=3,
-                **looks[side],
-            )
-    for position, row in enumerate(rows):
-        if row.get("verdict"):
-            place = {"xy": (1.01, position), "xycoords": ("axes fraction", "data")}
-            ax.annotate(str(row["verdict"]), va="center", fontsize=9, color="#222222", **place)
-    ax.set_yticks(range(len(rows)), [str(row["quantity"]) for row in rows])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel(unit)
-    ax.grid(axis="y", visible=False)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    return figure
+    names = [textwrap.fill(str(row["quantity"]), 30) for row in rows]
+    with style():
+        if ax is None:
+            _, ax = subplots(height=0.9 + 0.24 * sum(1 + max(1, name.count("\n")) for name in names))
+        for side, offset, colour, marker, face, label in (
+            ("paper", -0.14, COLOURS["grey"], "D", "white", "paper"),
+            ("book", 0.14, COLOURS["blue"], "o", None, "this book"),
+        ):
+            there = [(place, row) for place, row in enumerate(rows) if row.get(side) is not None]
+            both = [row.get("paper") is not None and row.get("book") is not None for _, row in there]
+            if there:
+                ax.errorbar(
+                    [float(row[side]) * row.get("scale", scale) for _, row in there],
+                    [place + offset * beside for (place, _), beside in zip(there, both, strict=True)],
+                    xerr=[abs(float(row.get(f"{side}_ci95") or 0)) * row.get("scale", scale) for _, row in there],
+                    linestyle="none",
+                    capsize=3,
+                    color=colour,
+                    marker=marker,
+                    markerfacecolor=face,
+                    label=label,
+                )
+        for place, row in enumerate(rows):
+            if row.get("verdict"):
+                at = {"xy": (1.01, place), "xycoords": ("axes fraction", "data")}
+                ax.annotate(str(row["verdict"]), va="center", fontsize=9, color="#222222", **at)
+        ax.set_yticks(range(len(rows)), names)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlabel(unit)
+        ax.grid(axis="y", visible=False)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return ax.figure  # type: ignore[return-value]
 
 
 def contact_sheet(
@@ -335,8 +340,8 @@ def claim_rows(claims: Sequence[Any], recorded: Mapping[str, Any]) -> list[dict[
         recorded: Records by experiment name, as :func:`helpers.records.load_all` gives them.
 
     Returns:
-        One row a claim, with its computed verdict; the note says how far an unfinished run got and whether the
-        claimed number is quoted from memory.
+        One row a claim, with its computed verdict; accuracies are set to be shown in per cent. The note says how far
+        an unfinished run got and whether the claimed number is quoted from memory.
     """
     from helpers import records  # here, so that a module of records may draw
 
@@ -344,6 +349,7 @@ def claim_rows(claims: Sequence[Any], recorded: Mapping[str, Any]) -> list[dict[
     for claim in claims:
         record, row = recorded.get(claim.experiment), {"quantity": claim.quantity, "where": claim.where}
         row |= {"paper": claim.value, "paper_ci95": claim.ci95, "book": None, "book_ci95": None}
+        row |= {"scale": 100, "unit": "%"} if "accuracy" in claim.metric else {}
         notes = [claim.note.strip()] if claim.note.strip() else []
         if record is not None and claim.metric in record["metrics"]:
             ours = records.metric(record, claim.metric)
@@ -360,7 +366,8 @@ def claims_table(rows: Sequence[Mapping[str, Any]], scale: float = 1.0, digits: 
     """Claims and records as a table.
 
     Args:
-        rows: As for :func:`paper_vs_book`; ``where`` (place in the paper) and ``note`` get a column if any row has one.
+        rows: As for :func:`paper_vs_book`; ``unit`` follows the values; ``where`` (place in the paper) and ``note`` get
+            a column if any row has one.
         scale: Factor on all values, 100 for fractions shown in per cent.
         digits: Decimal places.
 
@@ -374,9 +381,11 @@ def claims_table(rows: Sequence[Mapping[str, Any]], scale: float = 1.0, digits: 
             return "–"
         if isinstance(value, str):
             return value
-        text = f"{float(value) * scale:.{digits}f}"
-        # no-break spaces: value and interval stay on one line of a narrow page
-        return text if half is None else f"{text}\u00a0±\u00a0{abs(float(half)) * scale:.{digits}f}"
+        factor, unit = row.get("scale", scale), row.get("unit") or ""
+        text = f"{float(value) * factor:.{digits}f}"
+        if half is not None:
+            text += f" ± {abs(float(half)) * factor:.{digits}f}"
+        return f"{text} {unit}".strip().replace(" ", "\u00a0")  # on one line, also of a narrow page
 
     extra = [key for key in ("where", "note") if any(row.get(key) for row in rows)]
     names = {"where": "in the paper at", "note": "note"}
