@@ -26,7 +26,7 @@ refresh: $(STAMP)  ## run the chapters and put their outputs into notebooks/; na
 	@$(BIN)/python -m helpers.book refresh $(CHAPTERS)
 
 lock: $(STAMP)  ## add to requirements.lock what pyproject.toml newly asks for (with UPGRADE=--upgrade: all anew)
-	@$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip compile --quiet $(UPGRADE) pyproject.toml -o requirements.lock
+	@$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip compile --quiet --annotation-style=line $(UPGRADE) pyproject.toml -o requirements.lock
 
 clean:  ## remove what was built; the environment (.venv) and downloaded data stay
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis
