@@ -11,6 +11,7 @@ from torch.func import vmap
 
 from helpers.learners import GradientDescent
 from helpers.models import Params
+from helpers.runtime import UserError
 from helpers.tasks import Examples, Tasks
 
 
@@ -78,7 +79,12 @@ def adaptation_curve(
 
     Returns:
         ``[len(steps), T]``.
+
+    Raises:
+        UserError: if ``steps`` do not increase.
     """
+    if any(after < before for before, after in zip((0, *steps), steps, strict=False)):  # else adapted too far
+        raise UserError(f"the numbers of inner steps must increase from 0, not be {list(steps)}")
 
     def curve(task: Tasks) -> Tensor:
         phi, done, values = learner.start(theta), 0, []

@@ -22,7 +22,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers import records, runtime
 from helpers.evaluation import Interval
@@ -169,9 +169,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: if it is missing, damaged, or not a checkpoint of this book.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        # Read in one go: `safe_open` opens the file twice, and a training run may replace it in between.
+        content = path.read_bytes()
+        tensors = safetensors.torch.load(content)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         header = json.loads(metadata["metabook"])
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
@@ -344,3 +345,28 @@ def make_record(experiment: Experiment, run: Run, state: State, commit: str) -> 
             "evaluated": {"commit": commit, "date": datetime.now(UTC).date().isoformat(), **runtime.machine("cpu")},
         },
     }
+
+
+def fit(
+    gradient: Callable[[Params], tuple[Params, Tensor]],
+    theta: Params,
+    iterations: int,
+    outer_rate: float = 1e-3,
+    label: str = "meta-training",
+) -> tuple[Params, Tensor]:
+    """The outer loop for live cells: Adam on a meta-gradient, with a progress bar and nothing kept on disk.
+
+    Args:
+        gradient: ``gradient(theta) -> (gradient, losses)``; it draws its own tasks.
+        theta: where to begin; left as it is.
+
+    Returns:
+        The trained parameters and the mean query loss of every iteration ``[iterations]``.
+    """
+    state = State(theta, outer_rate, torch.Generator())
+    history = []
+    for _ in tqdm(range(iterations), desc=label, unit="it", mininterval=1, leave=False):
+        step, losses = gradient(state.values())
+        state.apply(step)
+        history.append(losses.detach().mean())
+    return state.values(), torch.stack(history)

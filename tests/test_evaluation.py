@@ -1,0 +1,111 @@
+"""Evaluation: intervals, adaptation curves, and what transduction is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from helpers import losses
+from helpers.evaluation import Interval, adaptation_curve, interval, one_by_one, over_seeds
+from helpers.learners import GradientDescent
+from helpers.models import MLP, ConvNet
+from helpers.runtime import UserError, generator
+from helpers.tasks import Examples, FewShot, Sinusoids, Tasks
+
+
+def few_shot(n_tasks=5):
+    images = torch.randint(0, 256, (12, 6, 8, 8), generator=generator(0), dtype=torch.uint8)
+    tasks = FewShot(images, ways=3, shots=2, queries=2).sample(n_tasks, generator(1))
+    learner = GradientDescent(ConvNet(3, filters=4, blocks=2), losses.cross_entropy, 0.4, 1)
+    return learner, learner.init(generator(2)), tasks
+
+
+def task(tasks, i):
+    return Tasks(*(Examples(part.x[i], part.y[i]) for part in tasks))
+
+
+def test_interval_by_hand():
+    """Mean 2.5; deviations −1.5, −0.5, 0.5, 1.5, so the unbiased variance is 5/3."""
+    found = interval(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert found.value == 2.5 and found.n == 4
+    assert found.ci95 == pytest.approx(1.96 * math.sqrt(5 / 3) / 2, rel=1e-12)
+    assert str(Interval(0.5, 0.25, 3)) == "0.5000 ± 0.2500 (n = 3)"
+
+
+def test_interval_of_one_sample_has_no_width():
+    found = interval(torch.tensor([3.0]))
+    assert found.value == 3 and math.isnan(found.ci95) and found.n == 1
+
+
+def test_interval_covers_the_mean():
+    """About 95 of 100 such intervals hold the true mean: of 1,000 between 930 and 970 (five deviations are 34)."""
+    samples = torch.rand(1000, 100, generator=generator(0))
+    assert 930 <= sum(abs(i.value - 0.5) <= i.ci95 for i in map(interval, samples)) <= 970
+
+
+def test_interval_over_seeds_is_students():
+    from scipy.stats import t
+
+    for n in range(2, 12):
+        samples = torch.arange(float(n)) ** 1.5
+        expected = t.ppf(0.975, n - 1) * samples.double().std().item() / math.sqrt(n)
+        assert over_seeds(samples).ci95 == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("transductive", [True, False])
+@pytest.mark.parametrize("chunk", [2, 50, None])
+def test_curve_is_the_metric_after_each_adaptation(transductive, chunk):
+    learner, theta, tasks = few_shot()
+    steps = (0, 1, 3, 10)
+    curve = adaptation_curve(learner, theta, tasks, steps, losses.cross_entropy, transductive, chunk)
+    assert curve.shape == (4, 5)
+    for row, count in zip(curve, steps, strict=True):
+        for i, value in enumerate(row):
+            one = task(tasks, i)
+            phi = learner.adapt(theta, one.support, steps=count)
+            if transductive:
+                outputs = learner.model(phi, one.query.x)
+            else:  # each query example with the support set and with no other query example
+                outputs = torch.stack(
+                    [learner.model(phi, torch.cat([one.support.x, x[None]]))[-1] for x in one.query.x]
+                )
+            torch.testing.assert_close(value, losses.cross_entropy(outputs, one.query.y), rtol=1e-4, atol=1e-5)
+
+
+def test_transduction_is_the_other_query_examples():
+    """Replace one query example: transductively the others' predictions change, one by one they do not."""
+    learner, theta, tasks = few_shot()
+    one = task(tasks, 0)
+    phi, changed = learner.adapt(theta, one.support), one.query.x.clone()
+    changed[0] = 1 - changed[0]
+    together = learner.model(phi, one.query.x), learner.model(phi, changed)
+    apart = (one_by_one(learner, phi, one.support, Examples(x, one.query.y)) for x in (one.query.x, changed))
+    assert not torch.allclose(together[0][1:], together[1][1:], atol=1e-4)
+    before, after = apart
+    torch.testing.assert_close(before[1:], after[1:], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(before[0], after[0], atol=1e-4)
+
+
+def test_without_normalisation_there_is_no_transduction():
+    learner = GradientDescent(MLP((1, 8, 1)), losses.mean_squared_error, 0.01)
+    tasks = Sinusoids(5, 7).sample(4, generator(0))
+    theta = learner.init(generator(0))
+    curves = (
+        adaptation_curve(learner, theta, tasks, (0, 2), losses.mean_squared_error, kind) for kind in (True, False)
+    )
+    torch.testing.assert_close(*curves)
+
+
+@pytest.mark.parametrize("steps", [(3, 1), (-1, 2)])
+def test_steps_that_do_not_increase_are_refused(steps):
+    learner, theta, tasks = few_shot()
+    with pytest.raises(UserError, match="inner steps must increase from 0"):
+        adaptation_curve(learner, theta, tasks, steps, losses.accuracy)
+
+
+def test_evaluation_repeats_itself():
+    learner, theta, tasks = few_shot()
+    first, again = (adaptation_curve(learner, theta, tasks, (0, 1), losses.accuracy) for _ in range(2))
+    assert torch.equal(first, again)

@@ -1,0 +1,131 @@
+"""Networks: convolution and normalisation against torch's own, shapes, initial values, and refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from helpers.models import EPSILON, MLP, ConvNet, normalize, patches
+from helpers.runtime import UserError, generator
+
+MODELS = {
+    "mlp": (MLP((3, 8, 7, 2)), (3,)),
+    "mlp-norm": (MLP((12, 8, 7, 2), norm=True), (1, 3, 4)),
+    "conv": (ConvNet(ways=4, filters=3, blocks=3, channels=2), (2, 9, 7)),
+}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("height,width", [(28, 28), (7, 7), (8, 5), (2, 3), (1, 1), (14, 1)])
+def test_patches_times_weights_is_convolution(height, width, stride):
+    """TensorFlow's "SAME" puts an odd line of zeros at the far side, which torch's padding=1 does not."""
+    x, weight = normal(2, height, width, 3), normal(3, 3, 3, 5, seed=1)
+    ours = patches(x, stride) @ weight.flatten(0, 2)
+
+    def zeros(size):  # as TensorFlow documents it
+        total = max((math.ceil(size / stride) - 1) * stride + 3 - size, 0)
+        return total // 2, total - total // 2
+
+    padded = functional.pad(x.movedim(-1, 1), (*zeros(width), *zeros(height)))
+    reference = functional.conv2d(padded, weight.permute(3, 2, 0, 1), stride=stride).movedim(1, -1)
+    assert ours.shape == (2, math.ceil(height / stride), math.ceil(width / stride), 5)
+    torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_same_padding_of_an_even_size_starts_at_the_first_pixel():
+    """By hand: on 4 pixels with stride 2 the windows are 0 1 2 and 2 3 –, so nothing is padded in front."""
+    x = torch.arange(1.0, 17).reshape(1, 4, 4, 1)
+    expected = torch.tensor([[1, 2, 3, 5, 6, 7, 9, 10, 11], [11, 12, 0, 15, 16, 0, 0, 0, 0]])
+    found = patches(x)[0]
+    assert torch.equal(found[0, 0], expected[0])
+    assert torch.equal(found[1, 1], expected[1])
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (4, 3, 2, 5)])
+def test_normalize_is_batch_norm_in_training(shape):
+    x, shift = 3 * normal(*shape) + 2, normal(5, seed=1)
+    x_channels_second = x.movedim(-1, 1)
+    reference = functional.batch_norm(x_channels_second, None, None, None, shift, training=True, eps=EPSILON)
+    torch.testing.assert_close(normalize(x, shift), reference.movedim(1, -1), rtol=1e-12, atol=1e-12)
+    plain = functional.batch_norm(x_channels_second, None, None, training=True, eps=1e-5).movedim(1, -1)
+    torch.testing.assert_close(normalize(x, epsilon=1e-5), plain, rtol=1e-12, atol=1e-12)
+
+
+def test_normalize_of_one_value_is_zero():
+    """A batch of one example has no spread: the answer is 0, not a division by zero."""
+    assert torch.equal(normalize(torch.full((1, 3), 7.0)), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_names_and_types(name):
+    model, shape = MODELS[name]
+    for dtype in (torch.float32, torch.float64):
+        params = model.init(generator(0), dtype)
+        assert {value.dtype for value in params.values()} == {dtype}
+        out = model(params, torch.rand(6, *shape, dtype=dtype))
+        assert out.shape == (6, 4 if name == "conv" else 2) and out.dtype == dtype and out.isfinite().all()
+    fixed = {key for key in params if not model.adapts(key)}
+    assert fixed == {key for key in params if key.endswith(".shift")}
+    assert bool(fixed) == (name != "mlp")
+
+
+def test_papers_networks_have_their_parameters():
+    sinusoid = MLP((1, 40, 40, 1)).init(generator(0))
+    assert sum(value.numel() for value in sinusoid.values()) == 1 * 40 + 40 + 40 * 40 + 40 + 40 + 1
+    conv = ConvNet(5).init(generator(0))
+    assert {key: tuple(value.shape) for key, value in conv.items() if key.startswith("conv")} == {
+        "conv1.weight": (3, 3, 1, 64), "conv2.weight": (3, 3, 64, 64),
+        "conv3.weight": (3, 3, 64, 64), "conv4.weight": (3, 3, 64, 64),
+    }  # fmt: skip
+    assert sum(value.numel() for value in conv.values()) == 9 * 64 + 3 * 9 * 64 * 64 + 4 * 64 + 64 * 5 + 5
+
+
+def test_initial_values():
+    conv = ConvNet(5, head_scale=0.5).init(generator(0))
+    bound = math.sqrt(6 / (9 * 64 + 9 * 64))
+    assert bound * 0.99 < conv["conv2.weight"].abs().max() <= bound
+    assert conv["head.weight"].std().item() == pytest.approx(0.5, rel=0.1)
+    mlp = MLP((784, 64, 5), norm=True).init(generator(0))
+    assert 0.0195 < mlp["linear1.weight"].abs().max() <= 0.02  # cut at two deviations of 0.01
+    for params in (conv, mlp):
+        assert all(not value.any() for key, value in params.items() if key.endswith(("bias", "shift")))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_seed_same_parameters(name):
+    model, _ = MODELS[name]
+    first, again, other = (model.init(generator(seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_conv_net_by_torchs_layers():
+    """The whole network against conv2d and batch_norm, at the sizes of the experiments (28 → 14 → 7 → 4 → 2)."""
+    model = ConvNet(ways=5, filters=6)
+    params = {key: value + 0.1 * normal(*value.shape) for key, value in model.init(generator(0), torch.float64).items()}
+    x = normal(4, 1, 28, 28, seed=1)
+    hidden, sizes = x, []
+    for block in range(1, 5):
+        zeros = max((math.ceil(hidden.shape[2] / 2) - 1) * 2 + 3 - hidden.shape[2], 0)
+        hidden = functional.pad(hidden, (zeros // 2, zeros - zeros // 2) * 2)
+        hidden = functional.conv2d(hidden, params[f"conv{block}.weight"].permute(3, 2, 0, 1), stride=2)
+        shift = params[f"norm{block}.shift"]
+        hidden = functional.batch_norm(hidden, None, None, None, shift, training=True, eps=EPSILON).relu()
+        sizes.append(hidden.shape[2])
+    reference = hidden.mean((2, 3)) @ params["head.weight"] + params["head.bias"]
+    assert sizes == [14, 7, 4, 2]
+    torch.testing.assert_close(model(params, x), reference, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(4, 28, 28), (4, 3, 28, 28), (28, 28)])
+def test_images_of_a_wrong_shape_are_refused(shape):
+    model = ConvNet(5)
+    with pytest.raises(UserError, match=r"this network takes images \[n, 1, height, width\], not"):
+        model(model.init(generator(0)), torch.zeros(shape))

@@ -1,0 +1,416 @@
+"""Training: whatever interrupts it, it goes on bit for bit; what goes wrong is said in one sentence and costs nothing.
+
+Run as a program, this file trains its tiny experiment in a process of its own, which a test can then kill:
+
+    python tests/test_training.py FOLDER [pause]
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from helpers import evaluation, losses, metagradients, records, runtime, training
+from helpers.learners import GradientDescent
+from helpers.models import MLP
+from helpers.runtime import UserError, root
+from helpers.tasks import Sinusoids
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Sinusoids and a network of eight hidden units; ``pause`` and ``poison`` are no part of the configuration."""
+
+    name: str = "tiny"
+    iterations: int = 240
+    outer_rate: float = 1e-3
+    seed: int = 0
+    evaluate_every: int = 90
+    paper: str = "maml"
+    hidden: int = 8
+    pause: float = 0.0
+    poison: int = -1  # iteration from which the loss is NaN
+    stop: int = -1  # iteration in which Ctrl-C comes
+
+    def config(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key not in ("pause", "poison", "stop")}
+
+    def data(self) -> dict[str, Any]:
+        return {"data": "sinusoids"}
+
+    def setup(self, device, compiled):
+        return TinyRun(self)
+
+
+class TinyRun:
+    def __init__(self, experiment: Tiny) -> None:
+        self.experiment, self.calls = experiment, 0
+        self.learner = GradientDescent(MLP((1, experiment.hidden, 1), scale=0.5), losses.mean_squared_error, 0.01)
+
+    def init(self, generator):
+        return self.learner.init(generator)
+
+    def gradient(self, theta, generator):
+        time.sleep(self.experiment.pause)
+        self.calls += 1
+        if self.calls == self.experiment.stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        gradient, values = metagradients.maml(self.learner, theta, Sinusoids(5, 5).sample(4, generator))
+        factor = float("nan") if 0 <= self.experiment.poison < self.calls else 1.0
+        return {name: g * factor for name, g in gradient.items()}, values.mean() * factor
+
+    def evaluate(self, theta):
+        tasks = Sinusoids(5, 5).sample(20, runtime.generator(1))
+        curve = evaluation.adaptation_curve(self.learner, theta, tasks, (0, 1), losses.mean_squared_error)
+        return {f"mse_{steps}": evaluation.interval(row) for steps, row in zip((0, 1), curve, strict=True)}
+
+
+def train(folder: Path, experiment: Tiny | None = None, **settings) -> records.Record:
+    return training.train(experiment or Tiny(), data=folder, progress=False, say=lambda _: None, **settings)
+
+
+def checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "tiny.safetensors"
+
+
+def stored(folder: Path):
+    """Everything in a checkpoint that must not depend on interruptions; times and dates may."""
+    tensors, header = training.read_checkpoint(checkpoint(folder))
+    return tensors, {key: header[key] for key in ("iteration", "losses", "window", "curve", "config")}
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    """Bit-identical parameters, optimiser and generator; the same history."""
+    (tensors, header), (others, other_header) = stored(folder), stored(other)
+    assert header == other_header
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(folder)
+
+
+def refused(action) -> str:
+    """The message of the UserError that ``action`` raises: one line."""
+    with pytest.raises(UserError) as caught:
+        action()
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+# ---------------------------------------- records of runs
+
+
+def test_record_of_a_complete_run(whole):
+    folder, record = whole
+    assert record == json.loads((folder / "records" / "tiny.json").read_text())
+    assert record["status"] == "complete" and record["iterations"] == {"done": 240, "planned": 240}
+    assert record["metrics"]["mse_1"]["n"] == 20 and record["metrics"]["mse_1"]["ci95"] > 0
+    assert [entry["iteration"] for entry in record["curve"]] == [90, 180]
+    assert len(record["losses"]["values"]) == 240 // record["losses"]["every"]
+    assert record["losses"]["values"][-1] < record["losses"]["values"][0], "it learned nothing"
+    (only,) = record["provenance"]["slices"]
+    assert (only["begin"], only["end"]) == (0, 240) and only["commit"] and only["torch"] == torch.__version__
+
+
+def test_records_follow_the_schema(whole, tmp_path):
+    schema = json.loads((root() / "data" / "schemas" / "record.schema.json").read_text())
+    jsonschema.validate(whole[1], schema)
+    jsonschema.validate(train(tmp_path, budget=0), schema)
+
+
+def test_same_seed_same_run_other_seed_other_run(whole, tmp_path):
+    train(tmp_path / "again")
+    assert_same(whole[0], tmp_path / "again")
+    train(tmp_path / "other", Tiny(seed=1))
+    ours, theirs = (stored(f)[0]["theta/linear1.weight"] for f in (whole[0], tmp_path / "other"))
+    assert not torch.equal(ours, theirs)
+
+
+def test_theta_can_be_loaded_alone(whole):
+    theta = training.load_theta("tiny", whole[0] / "checkpoints")
+    assert {name: tuple(value.shape) for name, value in theta.items()} == {
+        "linear1.weight": (1, 8), "linear1.bias": (8,), "linear2.weight": (8, 1), "linear2.bias": (1,),
+    }  # fmt: skip
+    assert "there is no checkpoint" in refused(lambda: training.load_theta("none", whole[0] / "checkpoints"))
+
+
+# ---------------------------------------- interruptions
+
+
+def test_budget_stops_cleanly_and_the_run_goes_on_bit_for_bit(whole, tmp_path):
+    """Slices of different lengths, none of which ends where the history gets an entry."""
+    done, slices = 0, 0
+    while done < 240:
+        record = train(tmp_path, budget=0.03 + 0.04 * (slices % 3))
+        assert record["iterations"]["done"] > done
+        done, slices = record["iterations"]["done"], slices + 1
+        assert record["status"] == ("complete" if done == 240 else "partial")
+    assert slices > 1
+    spans = [(s["begin"], s["end"]) for s in record["provenance"]["slices"]]
+    assert spans[0][0] == 0 and spans[-1][1] == 240
+    assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert_same(whole[0], tmp_path)
+    assert record["metrics"] == whole[1]["metrics"]
+
+
+def test_smallest_budget_makes_one_iteration(tmp_path):
+    assert train(tmp_path, budget=0)["iterations"]["done"] == 1
+
+
+def test_a_complete_run_is_not_trained_further(whole, tmp_path):
+    train(tmp_path)
+    again = train(tmp_path)
+    assert_same(whole[0], tmp_path)
+    assert again["metrics"] == whole[1]["metrics"] and len(again["provenance"]["slices"]) == 1
+
+
+def test_killed_runs_go_on_bit_for_bit(whole, tmp_path):
+    """SIGKILL at moments that nobody chose, twice, while a checkpoint is written after every iteration."""
+    for wanted in (5, 80):
+        process = subprocess.Popen([sys.executable, __file__, str(tmp_path), "0.002"])
+        try:
+            until = time.monotonic() + 120
+            while iteration(tmp_path) < wanted:
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.01)
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == -signal.SIGKILL
+        assert wanted <= iteration(tmp_path) < 240
+        assert not (tmp_path / "records" / "tiny.json").exists()
+    train(tmp_path)
+    assert_same(whole[0], tmp_path)
+
+
+def iteration(folder: Path) -> int:
+    return training.read_checkpoint(checkpoint(folder))[1]["iteration"] if checkpoint(folder).exists() else 0
+
+
+def test_ctrl_c_keeps_everything(whole, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Tiny(stop=77))
+    assert signal.getsignal(signal.SIGINT) is before
+    record = json.loads((tmp_path / "records" / "tiny.json").read_text())
+    assert record["status"] == "partial" and record["iterations"]["done"] == iteration(tmp_path) == 77
+    train(tmp_path)
+    assert_same(whole[0], tmp_path)
+
+
+def test_fresh_starts_over(whole, tmp_path):
+    train(tmp_path, Tiny(seed=1), budget=0)
+    assert "another configuration" in refused(lambda: train(tmp_path))
+    record = train(tmp_path, fresh=True)
+    assert [s["begin"] for s in record["provenance"]["slices"]] == [0]
+    assert_same(whole[0], tmp_path)
+
+
+# ---------------------------------------- what goes wrong
+
+
+def test_nan_stops_with_iteration_and_checkpoint_named(tmp_path):
+    train(tmp_path, budget=0)
+    before = checkpoint(tmp_path).read_bytes()
+    message = refused(lambda: train(tmp_path, Tiny(poison=122)))
+    # One iteration was done before, so the call with number 122 (from 0) is iteration 123 (from 0).
+    assert "no longer finite at iteration 123;" in message and str(checkpoint(tmp_path)) in message
+    assert checkpoint(tmp_path).read_bytes() == before
+    assert all(value.isfinite().all() for value in training.load_theta("tiny", tmp_path / "checkpoints").values())
+
+
+def test_nan_never_reaches_a_checkpoint(tmp_path):
+    """Also where one is written after every iteration: the last one is that before the NaN."""
+    message = refused(lambda: train(tmp_path, Tiny(poison=30), save_every=0))
+    assert "iteration 30;" in message and "last good checkpoint" in message
+    assert iteration(tmp_path) == 30
+    assert all(value.isfinite().all() for value in stored(tmp_path)[0].values())
+
+
+def test_nan_before_any_checkpoint(tmp_path):
+    assert "no checkpoint of this run had been written" in refused(lambda: train(tmp_path, Tiny(poison=0)))
+    assert not checkpoint(tmp_path).exists()
+
+
+def test_nan_in_a_fresh_run_does_not_call_an_older_runs_checkpoint_good(tmp_path):
+    train(tmp_path, Tiny(seed=1), budget=0)
+    before = checkpoint(tmp_path).read_bytes()
+    assert "no checkpoint of this run" in refused(lambda: train(tmp_path, Tiny(poison=0), fresh=True))
+    assert checkpoint(tmp_path).read_bytes() == before
+
+
+def damage_end(content: bytes) -> bytes:
+    return content[:-10]
+
+
+def damage_start(content: bytes) -> bytes:
+    return content[:100]
+
+
+def damage_value(content: bytes) -> bytes:
+    return content[:-200] + bytes([content[-200] ^ 1]) + content[-199:]
+
+
+def damage_header(content: bytes) -> bytes:
+    return content.replace(b'\\"iteration\\": ', b'\\"iteration\\":9')
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_end, damage_start, damage_value, damage_header, lambda _: b"", lambda _: b"not a checkpoint at all"],
+)
+def test_damaged_checkpoint_is_refused_and_kept(tmp_path, damage):
+    train(tmp_path, budget=0)
+    whole = checkpoint(tmp_path).read_bytes()
+    broken = damage(whole)
+    assert broken != whole
+    checkpoint(tmp_path).write_bytes(broken)
+    message = refused(lambda: train(tmp_path))
+    assert "is damaged or not of this book" in message and "--fresh" in message and str(checkpoint(tmp_path)) in message
+    assert checkpoint(tmp_path).read_bytes() == broken
+    train(tmp_path, fresh=True, budget=0)
+
+
+def test_foreign_safetensors_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    checkpoint(tmp_path).parent.mkdir(parents=True)
+    for metadata in (None, {"metabook": "[]"}, {"metabook": "{}"}, {"metabook": '{"format": "other"}'}):
+        save_file({"weight": torch.zeros(2)}, checkpoint(tmp_path), metadata)
+        assert "is damaged or not of this book" in refused(lambda: train(tmp_path))
+
+
+def test_checkpoint_of_another_configuration_is_refused_and_kept(tmp_path):
+    train(tmp_path, Tiny(seed=3, outer_rate=0.1), budget=0)
+    before = checkpoint(tmp_path).read_bytes()
+    message = refused(lambda: train(tmp_path))
+    assert "another configuration (it differs in outer_rate, seed)" in message and "--fresh" in message
+    assert checkpoint(tmp_path).read_bytes() == before
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path, monkeypatch):
+    """The configuration is the same, but the code that makes the network from it is not."""
+    train(tmp_path, budget=0)
+    monkeypatch.setattr(TinyRun, "init", lambda self, generator: MLP((1, 1, 1)).init(generator))
+    assert "holds other parameters" in refused(lambda: train(tmp_path))
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_training(tmp_path, monkeypatch):
+    """The tests may run as root, whom permissions do not stop: a file where the folder should be stops everybody."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(TinyRun, "gradient", lambda *_: pytest.fail("it trained"))
+    message = refused(lambda: train(tmp_path / "file" / "data"))
+    assert message.startswith("cannot write into ") and "then run again" in message
+
+
+def test_a_read_only_folder_is_found_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(TinyRun, "gradient", lambda *_: pytest.fail("it trained"))
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    assert "cannot write into" in refused(lambda: train(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["fsync", "replace"])
+def test_full_disk_leaves_the_old_checkpoint(whole, tmp_path, monkeypatch, place):
+    train(tmp_path, budget=0)
+    before = checkpoint(tmp_path).read_bytes()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, place, full)
+        message = refused(lambda: train(tmp_path))
+    assert "No space left on device" in message and "the previous file is intact" in message
+    assert checkpoint(tmp_path).read_bytes() == before
+    assert [path.name for path in checkpoint(tmp_path).parent.iterdir()] == ["tiny.safetensors"], "a half file is left"
+    train(tmp_path)
+    assert_same(whole[0], tmp_path)
+
+
+def test_a_record_that_cannot_be_written_costs_only_the_record(whole, tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "save", full)
+        refused(lambda: train(tmp_path))
+    assert_same(whole[0], tmp_path)
+    assert train(tmp_path)["status"] == "complete"
+    assert (tmp_path / "records" / "tiny.json").exists()
+
+
+def test_commit_is_that_of_the_start(tmp_path, monkeypatch):
+    """A commit made while a run is under way is not the code that runs."""
+    names = iter(["aaaa", "bbbb", "cccc", "dddd"])
+    monkeypatch.setattr(runtime, "commit", lambda: next(names))
+    record = train(tmp_path, budget=0.2, save_every=0)
+    assert [s["commit"] for s in record["provenance"]["slices"]] == ["aaaa"]
+    assert record["provenance"]["evaluated"]["commit"] == "aaaa"
+    record = train(tmp_path)
+    assert [s["commit"] for s in record["provenance"]["slices"]] == ["aaaa", "bbbb"]
+
+
+# ---------------------------------------- what it needs
+
+BLOCKED = ("matplotlib", "torchvision", "papermill", "nbformat", "scipy", "sklearn", "PIL", "IPython", "pandas")
+ALONE = f"""
+import sys
+
+class Without:
+    'A finder of modules that does not find these.'
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {BLOCKED} else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+from helpers import cli, evaluation, experiments, learners, losses, metagradients, models, records, runtime, training
+from helpers.experiments import maml
+from helpers.tasks import episodes, images, omniglot, sinusoid
+
+assert cli.main(["train", "--list"]) == 0
+small = maml.SinusoidStudy("maml-sinusoid-5", shots=5, seeds=2, test_tasks=10, test_queries=5)
+maml.experiments = lambda: [small]
+assert cli.main(["train", small.name, "--budget", "0", "--no-compile", "--device", "cpu"]) == 0
+assert not {{name.partition(".")[0] for name in sys.modules}} & set({BLOCKED})
+"""
+
+
+@pytest.mark.slow
+def test_training_needs_few_packages(tmp_path):
+    """A machine with torch, numpy, PyYAML, safetensors and tqdm can train."""
+    environment = {**os.environ, "METABOOK_ROOT": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "data" / "records" / "maml-sinusoid-5.json").exists()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    pause = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    train(Path(sys.argv[1]), Tiny(pause=pause), save_every=0)
