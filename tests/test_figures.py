@@ -117,3 +117,12 @@ def test_claim_rows_take_values_from_records_and_verdicts_from_the_rule():
     assert absent["book"] is None and absent["verdict"] == "not run"
     assert "90.00\u00a0±\u00a01.00\u00a0% | 95.00\u00a0% | reproduced" in figures.claims_table([ours])._repr_markdown_()
     assert not any(isinstance(value, float) and math.isnan(value) for row in (ours, absent) for value in row.values())
+
+
+def test_the_house_style_leaves_a_notebook_s_display_switched_on():
+    import matplotlib
+
+    with figures.style():
+        matplotlib.rcParams["interactive"] = True  # what the inline backend does at the first figure
+    assert matplotlib.rcParams["interactive"]
+    matplotlib.rcParams["interactive"] = False
