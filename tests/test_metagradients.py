@@ -71,8 +71,8 @@ def central_differences(function, theta):
 
     With h = 1e-6 the truncation error is of order h² = 1e-12 and rounding of order 1e-16 / h = 1e-10 of the function's
     value. A ReLU kink between θ − h and θ + h would show as an error of order 1 or 1/h in a coordinate: as a failure,
-    never as a pass. The seeds of these tests are such that there is none: a few hundred activations of order 1 each have
-    a chance of 1e-6 to lie that close to 0, and the draws do not depend on the machine.
+    never as a pass. The seeds of these tests are such that there is none: a few hundred activations of order 1 have a
+    chance of 1e-6 each to lie that close to 0, and the draws do not depend on the machine.
     """
     gradient = {}
     for name, value in theta.items():
@@ -344,8 +344,8 @@ def test_first_order_error_shrinks_with_the_rate(family):
 @pytest.mark.parametrize("family", ["mlp-norm", "conv"])
 @pytest.mark.parametrize("rate", [0.4, 2.0])
 def test_normalisation_has_the_right_second_derivatives_under_vmap(family, rate):
-    """``torch.nn.BatchNorm2d`` under ``vmap`` with an outer ``.backward()`` is silently wrong (the MAML chapter shows it;
-    pytorch/functorch#534). In a plain loop torch's normalisation is right, so it serves as the reference for ours.
+    """``torch.nn.BatchNorm2d`` under ``vmap`` with an outer ``.backward()`` is silently wrong (the MAML chapter shows
+    it; pytorch/functorch#534). In a plain loop torch's normalisation is right, so it serves as the reference for ours.
     """
     from helpers import models
 

@@ -40,7 +40,7 @@ def positive(text: str) -> int:
 
 
 def parameter(text: str) -> tuple[str, Any]:
-    """Parse ``name=value``; the value is read as YAML, so ``0.1`` is a number, ``true`` a truth value, ``cpu`` a text."""
+    """Parse ``name=value``; the value is read as YAML: ``0.1`` is a number, ``true`` a truth value, ``cpu`` a text."""
     import yaml
 
     name, equals, value = text.partition("=")
@@ -140,7 +140,7 @@ def bench(options: argparse.Namespace) -> int:
     program = root() / "benchmarks" / "bench.py"
     if not program.exists():
         raise UserError(f"{program} is missing: run this from a complete checkout")
-    return subprocess.run([sys.executable, str(program), *options.arguments]).returncode
+    return subprocess.run([sys.executable, str(program), *options.rest]).returncode
 
 
 def data(options: argparse.Namespace) -> None:
@@ -229,8 +229,12 @@ def parser() -> argparse.ArgumentParser:
     command = add("check", check, "run the checks, tier by tier")
     command.add_argument("tier", nargs="*", help="unit, smoke, regression, book, records; all when none is named")
 
-    command = add("bench", bench, "time one meta-gradient against other libraries; writes _build/bench.json")
-    command.add_argument("arguments", nargs=argparse.REMAINDER, help="handed on to benchmarks/bench.py")
+    add(
+        "bench",
+        bench,
+        "time one meta-gradient against other libraries; writes _build/bench.json",
+        "  metabook bench     (further words are handed on to benchmarks/bench.py)",
+    )
 
     command = add("data", data, "get a data set ready, verify it, and print its counts and digests")
     command.add_argument("name", choices=("omniglot", "glyphs"), help="omniglot (real) or glyphs (drawn from fonts)")
@@ -239,7 +243,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = parser().parse_args(arguments)
+    grammar = parser()
+    options, options.rest = grammar.parse_known_args(arguments)
+    if options.rest and options.do is not bench:
+        grammar.error(f"unrecognized arguments: {' '.join(options.rest)}")
     with suppress(ValueError):  # only the main thread may; a request to terminate is then treated as Ctrl-C is
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -28,8 +28,9 @@ class GradientDescent:
 
     Attributes:
         model: the network.
-        loss: ``loss(outputs, y)``, minimised on the support set and, unless ``outer_loss`` is given, measured on the query set.
-        rate: the inner rate α, on ``loss`` as it is (for a mean loss, no factor N). With learned rates their initial value.
+        loss: ``loss(outputs, y)``, minimised on the support set and, unless ``outer_loss`` is given, measured on the
+            query set.
+        rate: the inner rate α, on ``loss`` as it is (for a mean loss, no factor N); of learned rates the initial value.
         steps: number of inner steps.
         learn_rates: one learned inner rate a parameter, kept in θ under ``rate:NAME`` (Meta-SGD, Li et al. 2017).
         first_order: treat the inner gradients as constants, ∂φ/∂θ ≈ I.
@@ -47,10 +48,11 @@ class GradientDescent:
     outer_loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """Fresh meta-parameters θ: the model's parameters and, with ``learn_rates``, one rate beside each adapted entry."""
+        """Fresh meta-parameters θ: the model's and, with ``learn_rates``, one rate beside each adapted entry."""
         theta = self.model.init(generator, dtype)
         if self.learn_rates:
-            theta |= {RATE + name: torch.full_like(p, self.rate) for name, p in theta.items() if self.model.adapts(name)}
+            moving = {name: value for name, value in theta.items() if self.model.adapts(name)}
+            theta |= {RATE + name: torch.full_like(value, self.rate) for name, value in moving.items()}
         return theta
 
     def start(self, theta: Params) -> Params:

@@ -1,7 +1,8 @@
 """Records (what we measured), claims (what a paper says) and the verdict between them.
 
-A record is one JSON file, ``data/records/NAME.json``, written by :mod:`helpers.training` and never by hand. A paper's claims are one YAML
-file, ``data/claims/PAPER.yaml``. Their schemas stand in ``data/schemas``. Verdicts are computed here and typed nowhere.
+A record is one JSON file, ``data/records/NAME.json``, written by :mod:`helpers.training` and never by hand. A paper's
+claims are one YAML file, ``data/claims/PAPER.yaml``. Their schemas stand in ``data/schemas``. Verdicts are computed
+here and typed nowhere.
 """
 
 from __future__ import annotations
@@ -32,9 +33,22 @@ def folder() -> Path:
 
 
 def save(record: Record, path: Path | None = None) -> Path:
-    """Write a record atomically and return its path."""
+    """Write a record atomically and return its path.
+
+    Raises:
+        UserError: if it cannot be written, or holds a number that JSON does not know (NaN or infinity).
+    """
     path = path or folder() / f"{record['experiment']}.json"
-    write_atomically(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    try:
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        wrong = [name for name, entry in record["metrics"].items() if not math.isfinite(entry["value"])]
+        what = f"its metrics {', '.join(wrong)} are" if wrong else "one of its numbers is"
+        raise UserError(
+            f"the record of {record['experiment']} is not written, since {what} not finite: "
+            "the checkpoint is kept; lower the rates and start with --fresh"
+        ) from None
+    write_atomically(path, (text + "\n").encode())
     return path
 
 
@@ -55,10 +69,27 @@ def load(name: str, missing_ok: bool = False) -> Record | None:
             return None
         raise UserError(f"there is no record {path}: make it with `metabook train {name}`") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"the record {path} is damaged ({error}): restore it from version control or run `metabook train {name}` again") from None
-    if not isinstance(record, dict) or not set(KEYS) <= set(record) or record["experiment"] != name:
-        raise UserError(f"{path} is not a record of {name}: restore it from version control or run `metabook train {name}` again")
+        raise UserError(
+            f"the record {path} is damaged ({error}): "
+            f"restore it from version control or run `metabook train {name}` again"
+        ) from None
+    if not _is_record(record, name):
+        raise UserError(
+            f"{path} is not a record of {name}: restore it from version control or run `metabook train {name}` again"
+        )
     return record
+
+
+def _is_record(content: Any, name: str) -> bool:
+    """Whether all that the code relies on is there; the schema in ``data/schemas`` says more, and a test asks it."""
+    return (
+        isinstance(content, dict)
+        and set(KEYS) <= set(content)
+        and content["experiment"] == name
+        and all(isinstance(content[key], dict) for key in ("iterations", "metrics", "config", "provenance"))
+        and all(isinstance(content["iterations"].get(key), int) for key in ("done", "planned"))
+        and all(isinstance(m, dict) and {"value", "ci95", "n"} <= set(m) for m in content["metrics"].values())
+    )
 
 
 def load_all() -> dict[str, Record]:
@@ -75,7 +106,9 @@ def metric(record: Record, name: str = "test_accuracy") -> Interval:
     try:
         entry = record["metrics"][name]
     except KeyError:
-        raise UserError(f"the record {record['experiment']} has no metric {name!r}; it has: {', '.join(record['metrics'])}") from None
+        raise UserError(
+            f"the record {record['experiment']} has no metric {name!r}; it has: {', '.join(record['metrics'])}"
+        ) from None
     return Interval(entry["value"], math.nan if entry["ci95"] is None else entry["ci95"], entry["n"])
 
 
@@ -96,8 +129,9 @@ class Claim:
         where: table, figure or section of the paper.
         experiment, metric: the record and its metric that answer the claim.
         better: ``"higher"`` or ``"lower"`` is better.
-        direction: comparisons ``{"left": EXPERIMENT/METRIC, "right": EXPERIMENT/METRIC or a number, "label": in words}``; each must hold,
-            left being better, for the verdict *direction holds*. With ``"within": d`` it is that the two differ by at most d.
+        direction: comparisons ``{"left": EXPERIMENT/METRIC, "right": EXPERIMENT/METRIC or a number, "label": words}``;
+            each must hold, left being better, for the verdict *direction holds*. With ``"within": d`` it is that the
+            two differ by at most d.
         from_memory: the number was not checked against the paper itself.
         note: what differs between the paper's set-up and ours.
     """
@@ -131,14 +165,18 @@ def load_claims(paper: str | None = None) -> list[Claim]:
             for entry in content["claims"]:
                 claims.append(Claim(paper=content["paper"], **entry | {"direction": tuple(entry.get("direction", ()))}))
         except FileNotFoundError:
-            raise UserError(f"there is no claims file {path}; known papers: {', '.join(p.stem for p in sorted(where.glob('*.yaml')))}") from None
+            known = ", ".join(p.stem for p in sorted(where.glob("*.yaml")))
+            raise UserError(f"there is no claims file {path}; known papers: {known}") from None
         except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
-            raise UserError(f"the claims file {path} cannot be read ({' '.join(str(error).split())}): mend it after data/schemas/claims.schema.json") from None
+            raise UserError(
+                f"the claims file {path} cannot be read ({' '.join(str(error).split())}): "
+                "mend it after data/schemas/claims.schema.json"
+            ) from None
     return claims
 
 
 def operand(what: str | float, records: dict[str, Record]) -> Interval | None:
-    """A direction's operand: a number, or ``EXPERIMENT/METRIC`` looked up in the records; None where there is no such record.
+    """A direction's operand: a number, or ``EXPERIMENT/METRIC`` looked up in the records; None without that record.
 
     Raises:
         UserError: if the record has no such metric.
@@ -168,8 +206,9 @@ def holds(comparison: dict[str, Any], better: str, records: dict[str, Record]) -
 def verdict(claim: Claim, records: dict[str, Record]) -> str:
     """Hold a claim against the records.
 
-    *Reproduced*: the record's 95 % interval reaches the claim's, or lies on its better side. *Direction holds*: it does not, or the claim
-    has no number, but every comparison under ``direction`` holds with the two intervals apart. *Not run*: the record is missing.
+    *Reproduced*: the record's 95 % interval reaches the claim's, or lies on its better side. *Direction holds*: it does
+    not, but every comparison under ``direction`` holds with the two intervals apart. A claim without a number consists
+    of its comparisons alone, so it is reproduced where they hold. *Not run*: a record that is needed is missing.
     """
     record = records.get(claim.experiment)
     if record is None:

@@ -42,7 +42,10 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"there is no device called {name!r}: use cpu, cuda or auto") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda was asked for, but PyTorch finds no CUDA device here: use device=cpu or install a CUDA build of torch")
+        raise UserError(
+            "device=cuda was asked for, but PyTorch finds no CUDA device here: "
+            "use device=cpu or install a CUDA build of torch"
+        )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported: use cpu, cuda or auto")
     return device
@@ -61,8 +64,8 @@ def can_compile() -> bool:
 def keep_memory() -> bool:
     """Tell glibc to keep freed memory instead of returning it to the system; False where that is not possible.
 
-    Large temporaries are otherwise mapped and unmapped, page by page, on every iteration; measured on one CPU thread this costs
-    an eager meta-gradient 12 to 70 % of its time.
+    Large temporaries are otherwise mapped and unmapped, page by page, on every iteration; measured on one CPU thread
+    this costs an eager meta-gradient 12 to 70 % of its time.
     """
     if sys.platform != "linux":
         return False
@@ -117,10 +120,15 @@ def ensure_writable(folder: Path) -> None:
 
 
 def commit() -> str:
-    """The commit of the checkout, with ``+`` where tracked source has uncommitted changes; ``"unknown"`` outside a repository."""
+    """The commit of the checkout, with ``+`` where tracked source was changed; ``"unknown"`` outside a repository."""
+
+    def git(*words: str) -> str:
+        ran = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True, check=True)
+        return ran.stdout.strip()
+
     try:
-        run = lambda *words: subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
-        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no", "--", "src") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "src")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

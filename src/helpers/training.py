@@ -1,8 +1,8 @@
 """The outer loop as a resumable, recorded experiment.
 
-One file holds everything that training needs to go on: parameters, optimiser, random generator, iteration and history, as a ``.safetensors``
-file with a JSON header (no pickle). It is replaced atomically, so a killed run continues from its last checkpoint, bit for bit as if
-it had never stopped (on the same machine with the same engine settings).
+One file holds everything that training needs to go on: parameters, optimiser, random generator, iteration and history,
+as a ``.safetensors`` file with a JSON header (no pickle). It is replaced atomically, so a killed run continues from its
+last checkpoint, bit for bit as if it had never stopped (on the same machine with the same engine settings).
 """
 
 from __future__ import annotations
@@ -97,16 +97,26 @@ class State:
         self.optimizer.step()
 
     def save(self, path: Path, config: dict[str, Any]) -> None:
-        """Write the checkpoint atomically. Raises UserError where that is not possible; the previous one then stands."""
+        """Write the checkpoint atomically.
+
+        Raises:
+            UserError: where that is not possible; the previous one then stands.
+        """
         tensors = {f"theta/{name}": value for name, value in self.values().items()}
         for name, value in self.theta.items():
             for slot, tensor in self.optimizer.state.get(value, {}).items():
                 tensors[f"adam/{slot}/{name}"] = tensor
         tensors["generator"] = self.generator.get_state()
         header = {
-            "format": FORMAT, "config": config, "iteration": self.iteration, "seconds": self.seconds,
-            "losses": self.losses, "window": [loss.item() for loss in self.window], "curve": self.curve, "slices": self.slices,
-        }  # fmt: skip
+            "format": FORMAT,
+            "config": config,
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "window": [loss.item() for loss in self.window],
+            "curve": self.curve,
+            "slices": self.slices,
+        }
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = json.dumps(header)
         metadata = {"metabook": text, "sha256": _digest(text, tensors)}
@@ -137,8 +147,12 @@ class State:
                 for name, value in self.theta.items():
                     value.copy_(tensors[f"theta/{name}"])
             for name, value in self.theta.items():
-                slots = {slot: tensors[f"adam/{slot}/{name}"] for slot in ("step", "exp_avg", "exp_avg_sq") if f"adam/{slot}/{name}" in tensors}
-                self.optimizer.state[value] = {slot: t if slot == "step" else t.to(value.device) for slot, t in slots.items()}
+                slots = {slot: tensors.get(f"adam/{slot}/{name}") for slot in ("step", "exp_avg", "exp_avg_sq")}
+                self.optimizer.state[value] = {
+                    slot: tensor if slot == "step" else tensor.to(value.device)  # Adam counts its steps on the CPU
+                    for slot, tensor in slots.items()
+                    if tensor is not None
+                }
             self.generator.set_state(tensors["generator"])
             self.iteration, self.seconds = header["iteration"], header["seconds"]
             self.losses, self.curve, self.slices = header["losses"], header["curve"], header["slices"]
@@ -199,7 +213,7 @@ def load_theta(name: str, folder: Path | None = None) -> Params:
 
 @contextmanager
 def _stop_requests():
-    """Yield a list that is non-empty once Ctrl-C or a termination request came; the iteration under way is finished first."""
+    """Yield a list that is no longer empty once Ctrl-C or a termination request came; nothing is interrupted by it."""
     received: list[int] = []
     previous = {}
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -241,8 +255,8 @@ def train(
         The record, as written to ``records/NAME.json``.
 
     Raises:
-        UserError: if the loss stops being finite (naming the iteration and the last good checkpoint), a file cannot be written, or the
-            checkpoint is damaged or of another configuration.
+        UserError: if the loss stops being finite (naming the iteration and the last good checkpoint), a file cannot be
+            written, or the checkpoint is damaged or of another configuration.
         KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written.
     """
     device = torch.device(device)
@@ -289,7 +303,14 @@ def train(
         state.save(path, config)
         kept = True
 
-    bar = tqdm(total=experiment.iterations, initial=begin, desc=experiment.name, unit="it", disable=not progress, mininterval=1)
+    bar = tqdm(
+        total=experiment.iterations,
+        initial=begin,
+        desc=experiment.name,
+        unit="it",
+        disable=not progress,
+        mininterval=1,
+    )
     saved = started
     with _stop_requests() as stop, bar:
         while state.iteration < experiment.iterations:
@@ -323,7 +344,10 @@ def train(
 
 def _entries(metrics: dict[str, Interval]) -> dict[str, dict[str, float]]:
     """Metrics as JSON; an interval that does not exist (one sample) is null."""
-    return {name: {"value": m.value, "ci95": None if math.isnan(m.ci95) else m.ci95, "n": m.n} for name, m in metrics.items()}
+    return {
+        name: {"value": m.value, "ci95": None if math.isnan(m.ci95) else m.ci95, "n": m.n}
+        for name, m in metrics.items()
+    }
 
 
 def make_record(experiment: Experiment, run: Run, state: State, commit: str) -> records.Record:

@@ -1,0 +1,85 @@
+"""Every committed record again: its checkpoint, evaluated on the real data, must give the record's numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from helpers import experiments, records, training
+from helpers.runtime import UserError, root
+
+pytestmark = pytest.mark.records
+
+FOLDER = root() / "data" / "records"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+
+# Rounding differs between machines, and inner steps amplify it, so that a prediction on the border between two classes
+# may flip. One flip in 600 five-way tasks with one query a class moves an accuracy by 1/3000; five of them are allowed,
+# less than half of such a record's interval. A mean squared error averages many thousand smooth functions of the same
+# rounding.
+FLIPS = 5
+RELATIVE = 1e-3
+
+
+def tolerance(name: str, metric: dict, config: dict) -> float:
+    if "accuracy" in name:
+        return (FLIPS + 0.5) / (metric["n"] * config.get("ways", 1) * config.get("queries", 1))
+    return RELATIVE * max(abs(metric["value"]), metric["ci95"] or 0)
+
+
+@pytest.fixture(autouse=True)
+def all_threads():
+    """Evaluating takes a while, and here the order of a sum does not matter."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoint_gives_the_record(name):
+    record = records.load(name)
+    path = root() / "data" / "checkpoints" / f"{name}.safetensors"
+    if not path.exists():
+        pytest.skip(f"the checkpoint of {name} is not here")
+    _, header = training.read_checkpoint(path)
+    assert header["config"] == record["config"], f"record and checkpoint of {name} are of different runs"
+    if header["iteration"] != record["iterations"]["done"]:
+        pytest.skip(
+            f"{name} is being trained: its checkpoint is of iteration {header['iteration']:,}, "
+            f"its record of {record['iterations']['done']:,}"
+        )
+    experiment = experiments.find(name)
+    ours = json.loads(json.dumps(experiment.config()))
+    assert ours == record["config"], f"the experiment {name} was changed since its record was made"
+    assert experiment.data() == record["provenance"]["data"], "the record is of other data"
+    try:
+        run = experiment.setup(torch.device("cpu"), compiled=False)
+    except UserError as error:
+        pytest.skip(f"the data are not here: {error}")
+    measured = run.evaluate(training.load_theta(name))
+    assert measured.keys() == record["metrics"].keys()
+    wrong = {}
+    for key, metric in record["metrics"].items():
+        assert measured[key].n == metric["n"]
+        if abs(measured[key].value - metric["value"]) > tolerance(key, metric, record["config"]):
+            wrong[key] = (measured[key].value, metric["value"])
+    assert not wrong, f"measured and recorded: {wrong}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_record_is_consistent(name):
+    """What no schema can say: the slices join up to the iterations done, and the history is as long as it should be."""
+    record = records.load(name)
+    done, planned = record["iterations"]["done"], record["iterations"]["planned"]
+    assert (record["status"] == "complete") == (done == planned)
+    slices = record["provenance"]["slices"]
+    assert [s["begin"] for s in slices] == [0, *(s["end"] for s in slices[:-1])] and slices[-1]["end"] == done
+    assert len(record["losses"]["values"]) == done // record["losses"]["every"]
+    assert [entry["iteration"] for entry in record["curve"]] == list(
+        range(record["config"]["evaluate_every"], done + (done < planned), record["config"]["evaluate_every"])
+    )
+    assert record["provenance"]["seconds"] >= max(s["seconds"] for s in slices)
