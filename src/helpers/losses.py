@@ -14,7 +14,7 @@ def mean_squared_error(outputs: Tensor, y: Tensor) -> Tensor:
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy of logits ``outputs`` ``[n, ways]`` against labels ``y`` ``[n]``.
 
-    The official MAML code differentiates the *sum* over the N classes instead, so its inner rate acts N times as strongly.
+    The official MAML code differentiates the *sum* over the N classes instead: its inner rate acts N times as strongly.
     """
     return functional.cross_entropy(outputs, y)
 

@@ -25,7 +25,8 @@ class Omniglot:
     """Few-shot Omniglot, as in section 5.2 of the paper and the commands of its official code.
 
     Attributes:
-        inner_rate: on the *mean* cross-entropy; the official code applies its 0.4 to the sum over classes, which is 2.0 here.
+        inner_rate: on the *mean* cross-entropy; the official code applies its 0.4 to the sum over classes, which is 2.0
+            here.
         headline_steps: inner steps of the metric ``test_accuracy``, fixed beforehand: those of the paper.
         chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.
     """
@@ -62,7 +63,9 @@ class Omniglot:
 
     def learner(self) -> GradientDescent:
         """Network, loss and inner loop."""
-        model = ConvNet(self.ways, head_scale=self.head_scale) if self.network == "conv" else MLP((784, 256, 128, 64, 64, self.ways), norm=True)
+        conv = self.network == "conv"
+        connected = MLP((784, 256, 128, 64, 64, self.ways), norm=True)
+        model = ConvNet(self.ways, head_scale=self.head_scale) if conv else connected
         return GradientDescent(model, losses.cross_entropy, self.inner_rate, self.inner_steps)
 
     def test_batch(self, device: torch.device | str = "cpu") -> Tasks:
@@ -84,8 +87,10 @@ class Omniglot:
         """Accuracy after each number of inner steps, transductive and not; ``test_accuracy`` comes first."""
         measured = {}
         for kind, transductive in (("transductive", True), ("inductive", False)):
-            curve = evaluation.adaptation_curve(self.learner(), theta, tasks, self.test_steps, losses.accuracy, transductive, chunk=25)
-            for steps, accuracies in zip(self.test_steps, curve):
+            curve = evaluation.adaptation_curve(
+                self.learner(), theta, tasks, self.test_steps, losses.accuracy, transductive, chunk=25
+            )
+            for steps, accuracies in zip(self.test_steps, curve, strict=True):
                 measured[f"{kind}_accuracy_{steps}"] = evaluation.interval(accuracies)
         return {"test_accuracy": measured[f"transductive_accuracy_{self.headline_steps}"]} | measured
 
@@ -98,7 +103,8 @@ class Training:
         estimator = ESTIMATORS[experiment.estimator]
         # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
         chunk = experiment.chunk if device.type == "cpu" else None
-        self.estimator = metagradients.chunked(torch.compile(estimator, dynamic=False) if compiled else estimator, chunk)
+        estimator = torch.compile(estimator, dynamic=False) if compiled else estimator
+        self.estimator = metagradients.chunked(estimator, chunk)
         self.test = experiment.test_batch(device)
 
     def init(self, generator: torch.Generator) -> Params:
@@ -107,8 +113,9 @@ class Training:
 
     def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
         """Meta-gradient and mean query loss of a fresh meta-batch."""
-        gradient, losses_ = self.estimator(self.learner, theta, self.family.sample(self.experiment.meta_batch, generator))
-        return gradient, losses_.mean()
+        tasks = self.family.sample(self.experiment.meta_batch, generator)
+        gradient, query_losses = self.estimator(self.learner, theta, tasks)
+        return gradient, query_losses.mean()
 
     def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
         """The metrics of the record."""
@@ -118,15 +125,16 @@ class Training:
 
 @dataclass(frozen=True)
 class SinusoidStudy:
-    """Section 5.1 of the paper: MAML, a network pre-trained on all tasks, and an oracle, with several seeds side by side.
+    """Section 5.1 of the paper: MAML, a network pre-trained on all tasks, and an oracle, several seeds side by side.
 
-    Every parameter carries a leading seed axis, and θ holds the three networks under ``maml/``, ``pretrained/`` and ``oracle/``. Adam works
-    entry by entry, so training them together is training them apart.
+    Every parameter carries a leading seed axis, and θ holds the three networks under ``maml/``, ``pretrained/`` and
+    ``oracle/``. Adam works entry by entry, so training them together is training them apart.
 
     Attributes:
         shots: K.
         inner_rate: of MAML, in training and at test.
-        tuning_rates: fine-tuning rates for the pre-trained network; the best on validation tasks is used at test ("automatically tuned").
+        tuning_rates: fine-tuning rates for the pre-trained network; the best on validation tasks is used at test
+            (the paper tunes it automatically too).
     """
 
     name: str
@@ -165,14 +173,17 @@ class SinusoidTraining:
 
     def __init__(self, experiment: SinusoidStudy, device: torch.device) -> None:
         self.experiment, self.device = experiment, device
-        network = MLP((1, *experiment.hidden, 1))
-        self.learner = GradientDescent(network, losses.mean_squared_error, experiment.inner_rate, experiment.inner_steps)
-        self.oracle = GradientDescent(MLP((3, *experiment.hidden, 1)), losses.mean_squared_error, 0.0, 0)
+        loss, hidden = losses.mean_squared_error, experiment.hidden
+        self.learner = GradientDescent(MLP((1, *hidden, 1)), loss, experiment.inner_rate, experiment.inner_steps)
+        self.oracle = GradientDescent(MLP((3, *hidden, 1)), loss, 0.0, 0)
 
     def init(self, generator: torch.Generator) -> Params:
         """θ with keys such as ``maml/linear1.weight`` ``[seeds, in, out]``."""
         learners = {"maml": self.learner, "pretrained": self.learner, "oracle": self.oracle}
-        drawn = [{f"{kind}/{name}": p for kind, l in learners.items() for name, p in l.init(generator).items()} for _ in range(self.experiment.seeds)]
+        drawn = [
+            {f"{kind}/{name}": p for kind, learner in learners.items() for name, p in learner.init(generator).items()}
+            for _ in range(self.experiment.seeds)
+        ]
         return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
 
     def tasks(self, count: int, queries: int, generator: torch.Generator) -> Tasks:
@@ -186,43 +197,51 @@ class SinusoidTraining:
         tasks = self.tasks(self.experiment.meta_batch, self.experiment.queries, generator)
         plain = _hide(tasks)
         gradient, query_losses = vmap(partial(metagradients.maml, self.learner))(part(theta, "maml"), plain)
-        # Pre-training knows no adaptation: it descends the loss of the K support points of all tasks, as the official code does.
-        supports = Tasks(plain.support, plain.support)
-        pretrained, _ = vmap(partial(metagradients.maml, self.learner.with_(steps=0)))(part(theta, "pretrained"), supports)
+        # Pre-training knows no adaptation: as in the official code it descends the loss of the K support points.
+        supports, never = Tasks(plain.support, plain.support), self.learner.with_(steps=0)
+        pretrained, _ = vmap(partial(metagradients.maml, never))(part(theta, "pretrained"), supports)
         supports = Tasks(tasks.support, tasks.support)
         oracle, _ = vmap(partial(metagradients.maml, self.oracle))(part(theta, "oracle"), supports)
         together = {"maml": gradient, "pretrained": pretrained, "oracle": oracle}
-        return {f"{kind}/{name}": g for kind, gradients in together.items() for name, g in gradients.items()}, query_losses.mean()
+        joined = {f"{kind}/{name}": g for kind, gradients in together.items() for name, g in gradients.items()}
+        return joined, query_losses.mean()
 
     def curves(self, theta: Params, tasks: Tasks, rate: float | None = None) -> Tensor:
         """Mean query error ``[steps, seeds]`` after each number of fine-tuning steps from θ."""
         learner = self.learner if rate is None else self.learner.with_(rate=rate)
 
         def curve(theta: Params, tasks: Tasks) -> Tensor:
-            return evaluation.adaptation_curve(learner, theta, tasks, self.experiment.test_steps, losses.mean_squared_error, chunk=None).mean(1)
+            steps = self.experiment.test_steps
+            return evaluation.adaptation_curve(learner, theta, tasks, steps, losses.mean_squared_error, chunk=None)
 
-        return vmap(curve)(theta, tasks).T
+        return vmap(curve)(theta, tasks).mean(-1).T
 
     def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
-        """Mean squared errors ``{kind}_mse_{steps}``, with intervals over seeds; each seed is tested on its own 600 tasks."""
+        """Mean squared errors ``{kind}_mse_{steps}`` with intervals over seeds; each seed has test tasks of its own."""
         experiment = self.experiment
-        draw = lambda seed: tree_map(lambda t: t.to(self.device), self.tasks(experiment.test_tasks, experiment.test_queries, runtime.generator(seed)))  # noqa: E731
+
+        def draw(seed: int) -> Tasks:
+            tasks = self.tasks(experiment.test_tasks, experiment.test_queries, runtime.generator(seed))
+            return tree_map(lambda t: t.to(self.device), tasks)
+
         test, validation = draw(TEST_SEED), _hide(draw(TEST_SEED + 1))
-        final = torch.stack([self.curves(part(theta, "pretrained"), validation, rate)[-1].mean() for rate in experiment.tuning_rates])
+        pretrained = part(theta, "pretrained")
+        final = torch.stack([self.curves(pretrained, validation, rate)[-1].mean() for rate in experiment.tuning_rates])
         tuned = experiment.tuning_rates[int(final.nan_to_num(float("inf")).argmin())]
         measured = {
             "maml": self.curves(part(theta, "maml"), _hide(test)),
-            "pretrained": self.curves(part(theta, "pretrained"), _hide(test), tuned),
+            "pretrained": self.curves(pretrained, _hide(test), tuned),
         }
         metrics = {
             f"{kind}_mse_{steps}": evaluation.over_seeds(errors)
             for kind, curve in measured.items()
-            for steps, errors in zip(experiment.test_steps, curve)
+            for steps, errors in zip(experiment.test_steps, curve, strict=True)
         }
         oracle = vmap(vmap(self.oracle.task_loss, in_dims=(None, 0)))(part(theta, "oracle"), test).mean(1)
         metrics["oracle_mse_0"] = evaluation.over_seeds(oracle)
         metrics["pretrained_rate"] = evaluation.Interval(tuned, float("nan"), 1)
-        return {f"maml_mse_{max(experiment.test_steps)}": metrics[f"maml_mse_{max(experiment.test_steps)}"]} | metrics
+        headline = f"maml_mse_{max(experiment.test_steps)}"
+        return {headline: metrics[headline]} | metrics
 
 
 def part(theta: Params, kind: str) -> Params:
@@ -237,15 +256,18 @@ def _hide(tasks: Tasks) -> Tasks:
 
 def experiments() -> list[Omniglot | SinusoidStudy]:
     """The experiments of the chapter, the most important first."""
+    twenty_way = {"ways": 20, "inner_steps": 5, "inner_rate": 0.1, "meta_batch": 16, "chunk": 1}
+    twenty_way |= {"test_steps": (1, 3, 5, 10), "headline_steps": 5}
+    five_shot = {"shots": 5, "queries": 5}
     return [
         Omniglot("maml-omniglot-5w1s"),
         SinusoidStudy("maml-sinusoid-10", shots=10),
         SinusoidStudy("maml-sinusoid-5", shots=5),
         Omniglot("fomaml-omniglot-5w1s", estimator="fomaml"),
-        Omniglot("maml-omniglot-5w5s", shots=5, queries=5, chunk=1),
-        Omniglot("maml-omniglot-20w1s", ways=20, inner_steps=5, inner_rate=0.1, meta_batch=16, test_steps=(1, 3, 5, 10), headline_steps=5, chunk=1),
+        Omniglot("maml-omniglot-5w5s", **five_shot, chunk=1),
+        Omniglot("maml-omniglot-20w1s", **twenty_way),
         Omniglot("maml-omniglot-5w1s-mlp", network="mlp", chunk=32),
         Omniglot("maml-omniglot-5w1s-summed", inner_rate=2.0),
-        Omniglot("maml-omniglot-20w5s", ways=20, shots=5, queries=5, inner_steps=5, inner_rate=0.1, meta_batch=16, test_steps=(1, 3, 5, 10), headline_steps=5, chunk=1),
-        Omniglot("maml-omniglot-5w5s-mlp", network="mlp", shots=5, queries=5, chunk=32),
+        Omniglot("maml-omniglot-20w5s", **twenty_way, **five_shot),
+        Omniglot("maml-omniglot-5w5s-mlp", network="mlp", **five_shot, chunk=32),
     ]

@@ -35,14 +35,16 @@ class Sinusoids:
 
     def __post_init__(self) -> None:
         for name in ("shots", "queries"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"A sinusoid task's {name} must be a whole number of at least 1, not {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"a sinusoid task's {name} must be a whole number of at least 1, not {value!r}")
 
     def sample(self, n_tasks: int, generator: torch.Generator) -> Tasks:
         """Draw ``n_tasks`` sinusoids with their points.
 
         Returns:
-            ``Tasks`` with ``x`` ``[T, n, 1]`` (``[T, n, 3]`` for the oracle) and ``y`` ``[T, n, 1]``, float32, on the generator's device.
+            ``Tasks`` with ``x`` ``[T, n, 1]`` (``[T, n, 3]`` for the oracle) and ``y`` ``[T, n, 1]``, float32, on the
+            generator's device.
         """
         n = self.shots + self.queries
 
