@@ -1,11 +1,12 @@
 """Networks as functions of a parameter dictionary: ``outputs = model(params, x)``.
 
-A model holds no tensors. ``model.init(generator)`` makes the parameters, a flat dictionary of named tensors, and calling
-the model with any such dictionary evaluates the network there; an adapted copy is just another dictionary.
+A model holds no tensors. ``model.init(generator)`` makes the parameters, a flat dictionary of named tensors, and
+calling the model with any such dictionary evaluates the network there; an adapted copy is just another dictionary.
 
-Normalisation uses the statistics of the batch it is given, in training and in evaluation alike, as the official MAML code does, and is
-written from ``mean`` and ``rsqrt``. That is deliberate: under ``torch.func.vmap``, ``torch.nn.BatchNorm2d`` gives second-order
-meta-gradients that are silently wrong (the MAML chapter shows it; pytorch/functorch#534).
+Normalisation uses the statistics of the batch it is given, in training and in evaluation alike, as the official MAML
+code does, and is not PyTorch's. That is deliberate: under ``torch.func.vmap``, ``torch.nn.BatchNorm2d`` gives
+second-order meta-gradients that are silently wrong (the MAML chapter shows it; pytorch/functorch#534). What is
+computed here is ``mean`` and ``rsqrt``; :mod:`helpers.operations` has it together with derivatives that make it fast.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from helpers.operations import convolve, patches, standardize
 from helpers.runtime import UserError
+
+__all__ = ["EPSILON", "MLP", "ConvNet", "Model", "Params", "normalize", "patches"]
 
 Params = dict[str, Tensor]
 
@@ -46,34 +49,13 @@ def normalize(x: Tensor, shift: Tensor | None = None, epsilon: float = EPSILON) 
 
     Source: Ioffe and Szegedy (2015), algorithm 1, without running averages.
     """
-    axes = tuple(range(x.dim() - 1))
-    centred = x - x.mean(axes)
-    normal = centred * torch.rsqrt((centred * centred).mean(axes) + epsilon)
+    normal = standardize(x, epsilon)
     return normal if shift is None else normal + shift
 
 
-def patches(x: Tensor, stride: int = 2) -> Tensor:
-    """The 3×3 patches that a strided convolution with TensorFlow's "SAME" padding sees.
-
-    A convolution is then one matrix product, ``patches(x) @ weight``, which ``vmap`` turns into a batched product even when every
-    task has its own weight (a convolution call would become a slow grouped convolution).
-
-    Args:
-        x: ``[n, height, width, channels]``.
-
-    Returns:
-        ``[n, ceil(height / stride), ceil(width / stride), 9 * channels]``.
-    """
-    _, height, width, _ = x.shape
-    rows, columns = -(-height // stride), -(-width // stride)
-    # "SAME" pads so that ceil(size / stride) windows fit, the odd line going to the far side.
-    down, right = max((rows - 1) * stride + 3 - height, 0), max((columns - 1) * stride + 3 - width, 0)
-    x = pad(x, (0, 0, right // 2, right - right // 2, down // 2, down - down // 2))
-    last_row, last_column = (rows - 1) * stride + 1, (columns - 1) * stride + 1
-    return torch.cat([x[:, i : i + last_row : stride, j : j + last_column : stride] for i in range(3) for j in range(3)], dim=-1)
-
-
-def _xavier(shape: tuple[int, ...], fan_in: int, fan_out: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+def _xavier(
+    shape: tuple[int, ...], fan_in: int, fan_out: int, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
     bound = (6 / (fan_in + fan_out)) ** 0.5
     return (2 * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device) - 1) * bound
 
@@ -82,11 +64,12 @@ def _xavier(shape: tuple[int, ...], fan_in: int, fan_out: int, generator: torch.
 class MLP:
     """A fully connected ReLU network; with ``norm`` each hidden layer is batch-normalised.
 
-    Parameters are ``linear1.weight`` ``[in, out]``, ``linear1.bias`` ``[out]`` and so on, and ``norm1.shift`` with ``norm``.
-    The sinusoid network is ``MLP((1, 40, 40, 1))``; the fully connected Omniglot network ``MLP((784, 256, 128, 64, 64, 5), norm=True)``.
+    Parameters are ``linear1.weight`` ``[in, out]``, ``linear1.bias`` ``[out]`` and so on, and ``norm1.shift`` with
+    ``norm``. The sinusoid network is ``MLP((1, 40, 40, 1))``; the fully connected Omniglot network ``MLP((784, 256,
+    128, 64, 64, 5), norm=True)``.
 
-    Source: Finn, Abbeel and Levine (2017), section 5.1 and 5.2; initialisation of the official code (weights from a normal
-    distribution of deviation 0.01, cut at two deviations; biases 0).
+    Source: Finn, Abbeel and Levine (2017), section 5.1 and 5.2; initialisation of the official code (weights from a
+    normal distribution of deviation 0.01, cut at two deviations; biases 0).
     """
 
     sizes: tuple[int, ...]
@@ -96,7 +79,7 @@ class MLP:
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""
         params = {}
-        for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:]), start=1):
+        for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False), start=1):
             weight = torch.empty(fan_in, fan_out, dtype=dtype, device=generator.device)
             params[f"linear{layer}.weight"] = torch.nn.init.trunc_normal_(
                 weight, std=self.scale, a=-2 * self.scale, b=2 * self.scale, generator=generator
@@ -122,16 +105,19 @@ class MLP:
 
 @dataclass(frozen=True)
 class ConvNet:
-    """The Omniglot network: four blocks of 3×3 convolution with stride 2, batch normalisation and ReLU; mean over positions; linear.
+    """The Omniglot network: four blocks of 3×3 convolution with stride 2, batch normalisation and ReLU; mean over
+    positions; linear.
 
-    Parameters are ``conv1.weight`` ``[3, 3, in, out]``, ``norm1.shift`` ``[out]``, …, ``head.weight`` ``[filters, ways]`` and
-    ``head.bias`` ``[ways]``. There is no convolution bias, since normalisation removes it, and no normalisation scale. The shifts belong to the
-    meta-parameters but the inner loop leaves them alone, as in the official code.
+    Parameters are ``conv1.weight`` ``[3, 3, in, out]``, ``norm1.shift`` ``[out]``, …, ``head.weight`` ``[filters,
+    ways]`` and ``head.bias`` ``[ways]``. There is no convolution bias, since normalisation removes it, and no
+    normalisation scale. The shifts belong to the meta-parameters but the inner loop leaves them alone, as in the
+    official code.
 
-    The official code draws the head from a unit normal distribution (``head_scale=1``). The default is smaller: the first predictions are then
-    near uniform instead of confidently wrong, which saves about a thousand iterations.
+    The official code draws the head from a unit normal distribution (``head_scale=1``). The default is smaller: the
+    first predictions are then near uniform instead of confidently wrong, which saves about a thousand iterations.
 
-    Source: Finn, Abbeel and Levine (2017), section 5.2; otherwise initialised as in the official code (Xavier for convolutions).
+    Source: Finn, Abbeel and Levine (2017), section 5.2; otherwise initialised as in the official code (Xavier for
+    convolutions).
     """
 
     ways: int
@@ -160,10 +146,11 @@ class ConvNet:
             UserError: if the images have another number of channels than the model.
         """
         if x.dim() != 4 or x.shape[1] != self.channels:
-            raise UserError(f"this network takes images [n, {self.channels}, height, width], not {list(x.shape)}: reshape them")
+            wanted = f"[n, {self.channels}, height, width]"
+            raise UserError(f"this network takes images {wanted}, not {list(x.shape)}: reshape them")
         x = x.movedim(1, -1)
         for block in range(1, self.blocks + 1):
-            x = patches(x) @ params[f"conv{block}.weight"].flatten(0, 2)
+            x = convolve(x, params[f"conv{block}.weight"])
             x = torch.relu(normalize(x, params[f"norm{block}.shift"]))
         return x.mean((1, 2)) @ params["head.weight"] + params["head.bias"]
 

@@ -103,7 +103,7 @@ class Training:
         estimator = ESTIMATORS[experiment.estimator]
         # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
         chunk = experiment.chunk if device.type == "cpu" else None
-        estimator = torch.compile(estimator, dynamic=False) if compiled else estimator
+        estimator = metagradients.compiled(estimator) if compiled else metagradients.traced(estimator)
         self.estimator = metagradients.chunked(estimator, chunk)
         self.test = experiment.test_batch(device)
 
