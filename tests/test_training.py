@@ -192,6 +192,7 @@ def test_killed_runs_go_on_bit_for_bit(whole, tmp_path):
             while iteration(tmp_path) < wanted:
                 assert process.poll() is None and time.monotonic() < until
                 time.sleep(0.01)
+            assert "another process is training tiny at this moment" in refused(lambda: train(tmp_path))
         finally:
             process.kill()
             process.wait()

@@ -155,7 +155,8 @@ def data(options: argparse.Namespace) -> None:
         classes = library.load(split)
         shape = "×".join(str(size) for size in classes.images.shape[2:])
         count = f"{len(classes):,} classes × {classes.images.shape[1]} images of {shape} pixels"
-        print(f"{options.name} {split}: {count}, {len(set(classes.groups))} groups")
+        turned = " (turned copies are classes too)" if classes.provenance.get("rotations") else ""
+        print(f"{options.name} {split}: {count}{turned}, {len(set(classes.groups))} groups")
         for name, value in classes.provenance.items():
             if name.endswith("sha256"):
                 print(f"  {name} {value}")

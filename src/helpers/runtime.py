@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +120,31 @@ def ensure_writable(folder: Path) -> None:
         raise UserError(
             f"cannot write into {folder} ({error.strerror or error}): free space or allow writing there, then run again"
         ) from None
+
+
+@contextmanager
+def only_one(path: Path, task: str) -> Iterator[None]:
+    """Keep a second process from working on the same file; the lock goes when the process does, however it ends.
+
+    Args:
+        path: the file; the lock itself is in the system's folder for temporary files, so nothing lies about beside it.
+        task: what is being done, for the message.
+
+    Raises:
+        UserError: if another process is at it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        yield
+        return
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    with open(Path(tempfile.gettempdir()) / f"metabook-{os.getuid()}-{name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is {task} at this moment: wait until it ends, or stop it") from None
+        yield
 
 
 def commit() -> str:

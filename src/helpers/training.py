@@ -256,12 +256,27 @@ def train(
 
     Raises:
         UserError: if the loss stops being finite (naming the iteration and the last good checkpoint), a file cannot be
-            written, or the checkpoint is damaged or of another configuration.
+            written, the checkpoint is damaged or of another configuration, or another process trains the same.
         KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written.
     """
-    device = torch.device(device)
     data = data or runtime.root() / "data"
     path = data / "checkpoints" / f"{experiment.name}.safetensors"
+    with runtime.only_one(path, f"training {experiment.name}"):
+        return _train(experiment, torch.device(device), budget, fresh, compiled, data, path, save_every, progress, say)
+
+
+def _train(
+    experiment: Experiment,
+    device: torch.device,
+    budget: float | None,
+    fresh: bool,
+    compiled: bool,
+    data: Path,
+    path: Path,
+    save_every: float,
+    progress: bool,
+    say: Callable[[str], None],
+) -> records.Record:
     # Found out now, not after a minute of training that could then not be kept.
     for kind in ("checkpoints", "records"):
         runtime.ensure_writable(data / kind)
