@@ -18,6 +18,7 @@ from helpers.tasks import Examples, FewShot, Sinusoids, Tasks
 
 ESTIMATORS = {"maml": metagradients.maml, "fomaml": metagradients.fomaml}
 TEST_SEED = 20_170_806  # of the test tasks; the same tasks for every experiment and every evaluation
+DIVERGED = 25.0  # squared error at which adaptation to a sinusoid has failed: the largest amplitude's square
 
 
 @dataclass(frozen=True)
@@ -207,17 +208,21 @@ class SinusoidTraining:
         return joined, query_losses.mean()
 
     def curves(self, theta: Params, tasks: Tasks, rate: float | None = None) -> Tensor:
-        """Mean query error ``[steps, seeds]`` after each number of fine-tuning steps from θ."""
+        """Query error ``[steps, seeds, tasks]`` after each number of fine-tuning steps from θ; infinite for nan."""
         learner = self.learner if rate is None else self.learner.with_(rate=rate)
 
         def curve(theta: Params, tasks: Tasks) -> Tensor:
             steps = self.experiment.test_steps
             return evaluation.adaptation_curve(learner, theta, tasks, steps, losses.mean_squared_error, chunk=None)
 
-        return vmap(curve)(theta, tasks).mean(-1).T
+        return vmap(curve)(theta, tasks).nan_to_num(torch.inf).transpose(0, 1)
 
     def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
-        """Mean squared errors ``{kind}_mse_{steps}`` with intervals over seeds; each seed has test tasks of its own."""
+        """Mean squared errors ``{kind}_mse_{steps}`` with intervals over seeds; each seed has test tasks of its own.
+
+        Beyond the one step of training, adaptation to a few tasks in a thousand diverges. Such a task counts with an
+        error of ``DIVERGED``, so that a mean exists, and ``{kind}_diverged_{steps}`` is their share.
+        """
         experiment = self.experiment
 
         def draw(seed: int) -> Tasks:
@@ -226,17 +231,17 @@ class SinusoidTraining:
 
         test, validation = draw(TEST_SEED), _hide(draw(TEST_SEED + 1))
         pretrained = part(theta, "pretrained")
-        final = torch.stack([self.curves(pretrained, validation, rate)[-1].mean() for rate in experiment.tuning_rates])
-        tuned = experiment.tuning_rates[int(final.nan_to_num(float("inf")).argmin())]
+        ends = [self.curves(pretrained, validation, rate)[-1] for rate in experiment.tuning_rates]
+        tuned = experiment.tuning_rates[int(torch.stack([e.clamp(max=DIVERGED).mean() for e in ends]).argmin())]
         measured = {
             "maml": self.curves(part(theta, "maml"), _hide(test)),
             "pretrained": self.curves(pretrained, _hide(test), tuned),
         }
-        metrics = {
-            f"{kind}_mse_{steps}": evaluation.over_seeds(errors)
-            for kind, curve in measured.items()
-            for steps, errors in zip(experiment.test_steps, curve, strict=True)
-        }
+        metrics = {}
+        for kind, curve in measured.items():
+            for steps, errors in zip(experiment.test_steps, curve, strict=True):
+                metrics[f"{kind}_mse_{steps}"] = evaluation.over_seeds(errors.clamp(max=DIVERGED).mean(1))
+                metrics[f"{kind}_diverged_{steps}"] = evaluation.over_seeds((errors >= DIVERGED).double().mean(1))
         oracle = vmap(vmap(self.oracle.task_loss, in_dims=(None, 0)))(part(theta, "oracle"), test).mean(1)
         metrics["oracle_mse_0"] = evaluation.over_seeds(oracle)
         metrics["pretrained_rate"] = evaluation.Interval(tuned, float("nan"), 1)
