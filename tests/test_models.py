@@ -58,6 +58,17 @@ def test_normalize_is_batch_norm_in_training(shape):
     torch.testing.assert_close(normalize(x, epsilon=1e-5), plain, rtol=1e-12, atol=1e-12)
 
 
+def test_normalize_has_right_derivatives_of_first_and_second_order():
+    """Of itself, also where every task has its own batch; in the meta-gradient tests more is mixed in."""
+    x, shift = normal(4, 3, 2).requires_grad_(), normal(2, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(normalize, (x, shift))
+    assert torch.autograd.gradgradcheck(normalize, (x, shift))
+    tasks = normal(3, 5, 2, seed=2).requires_grad_()
+    mapped = torch.func.vmap(normalize)
+    assert torch.autograd.gradcheck(mapped, (tasks,)) and torch.autograd.gradgradcheck(mapped, (tasks,))
+    torch.testing.assert_close(mapped(tasks), torch.stack([normalize(x) for x in tasks]), rtol=1e-13, atol=1e-13)
+
+
 def test_normalize_of_one_value_is_zero():
     """A batch of one example has no spread: the answer is 0, not a division by zero."""
     assert torch.equal(normalize(torch.full((1, 3), 7.0)), torch.zeros(1, 3))
