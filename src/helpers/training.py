@@ -365,6 +365,11 @@ def _entries(metrics: dict[str, Interval]) -> dict[str, dict[str, float]]:
     }
 
 
+def _finite(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Without what diverged at a point on the way: JSON has no word for it, and a curve may have a gap."""
+    return {name: entry for name, entry in metrics.items() if math.isfinite(entry["value"])}
+
+
 def make_record(experiment: Experiment, run: Run, state: State, commit: str) -> records.Record:
     """Evaluate the present parameters and lay the record out; ``commit`` is that of the code that evaluates."""
     done = state.iteration
@@ -375,7 +380,7 @@ def make_record(experiment: Experiment, run: Run, state: State, commit: str) -> 
         "iterations": {"done": done, "planned": experiment.iterations},
         "metrics": _entries(run.evaluate(state.values())),
         "config": experiment.config(),
-        "curve": state.curve,
+        "curve": [point | {"metrics": _finite(point["metrics"])} for point in state.curve],
         "losses": {"every": LOG_EVERY, "values": [round(loss, 5) for loss in state.losses]},
         "provenance": {
             "data": experiment.data(),
