@@ -4,27 +4,25 @@ Every estimator has the shape ``estimator(learner, theta, tasks) -> (gradient, l
 like θ, the mean over the tasks, and ``losses`` ``[tasks]`` are the query losses after adaptation. A chapter is the
 change of this one argument.
 
-The second half of the module makes any estimator faster without changing it: :func:`chunked`, :func:`traced` and
-:func:`compiled`, which combine, as in ``chunked(compiled(maml), 4)``.
+Any estimator becomes faster, and stays what it is, by :func:`chunked`, :func:`~helpers.tracing.traced` and
+:func:`~helpers.tracing.compiled`, which combine, as in ``chunked(compiled(maml), 4)``.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
-from helpers import runtime
 from helpers.learners import GradientDescent
 from helpers.models import Params
-from helpers.tasks import Tasks
+from helpers.tasks import Examples, Tasks
+from helpers.tracing import compiled, linearized, traced
+
+__all__ = ["Estimator", "chunked", "compiled", "fomaml", "maml", "stepwise", "traced"]
 
 Estimator = Callable[[GradientDescent, Params, Tasks], tuple[Params, Tensor]]
 
@@ -86,93 +84,42 @@ def chunked(estimator: Estimator, size: int | None) -> Estimator:
     return run
 
 
-def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with its tensor operations written down once and replayed from then on.
+def stepwise(compile: bool = True) -> Estimator:
+    """MAML's exact meta-gradient, one inner step at a time: for several inner steps, and quick to compile for any
+    number.
 
-    ``grad`` inside ``vmap`` inside ``grad`` costs far more Python than the small tensors of meta-learning cost
-    arithmetic. The list of operations that remains when all transformations are carried out is the same every time,
-    so it is recorded at the first call (some seconds), freed of repetitions, and replayed.
+    Let φ ← U(θ, φ) be one inner step, and v the gradient of the query loss by the last φ. Going back through a step,
+    v ← (∂U/∂φ)ᵀ v, and (∂U/∂θ)ᵀ v is what that step's own use of θ (shifts, learned rates) adds to the meta-gradient;
+    what v is in the end belongs to the initial φ, that is to θ. All steps are the same program, so it is recorded or
+    compiled once.
 
     Args:
-        function: an estimator, or any function of nested dictionaries and tuples of tensors. What is not a tensor,
-        such as the learner,
-            is a constant; control flow must not depend on the values of tensors. No gradient flows through the result.
+        compile: use ``torch.compile`` where that is possible; otherwise :func:`~helpers.tracing.traced` programs.
 
     Returns:
-        A function of the same signature. It keeps one list of operations for each set of shapes and constants.
+        An estimator equal to :func:`maml`.
     """
-    return _specialized(function, lambda program: program)
 
+    def step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:
+        return vmap(learner.step, in_dims=(None, 0, 0))(theta, phi, support)
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Like :func:`traced`, with the operations fused by ``torch.compile``; where there is no compiler, :func:`traced`
-    itself.
+    def measure(learner: GradientDescent, phi: Params, tasks: Examples) -> tuple[Params, Tensor]:
+        return vmap(grad_and_value(learner.query_loss))(phi, tasks)
 
-    Compilation happens at the first call for each set of shapes and takes half a minute for the Omniglot network with
-    one inner step.
-    """
-    if not runtime.can_compile():
-        return traced(function)
-    return _specialized(function, lambda program: torch.compile(program, dynamic=False))
+    advance, measure = linearized(step, by=(1, 2), compile=compile), (compiled if compile else traced)(measure)
 
-
-def _specialized(function: Callable[..., Any], build: Callable[[GraphModule], Callable]) -> Callable[..., Any]:
-    """``function`` by programs that ``build`` makes of its operations, one for each set of shapes and constants."""
-    programs: list[tuple[Any, Callable, TreeSpec]] = []
-
-    def run(*arguments):
-        leaves, layout = tree_flatten(arguments)
-        tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
-        kind = [(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves], layout
-        found = next((entry for entry in programs if entry[0] == kind), None)
-        if found is None:
-            operations, form = _record(function, leaves, layout)
-            programs.append(found := (kind, build(_tidy(operations)), form))
-        _, program, form = found
-        with torch.no_grad():
-            return tree_unflatten(program(*tensors), form)
+    def run(learner: GradientDescent, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
+        count, pulls = len(tasks.support.x), []
+        phi = {name: value.expand(count, *value.shape).contiguous() for name, value in learner.start(theta).items()}
+        for _ in range(learner.steps):
+            phi, pull = advance(learner, theta, phi, tasks.support)
+            pulls.append(pull)
+        v, losses = measure(learner, phi, tasks.query)
+        total = {name: torch.zeros_like(value) for name, value in theta.items()}
+        while pulls:
+            by_theta, v = pulls.pop()(v)
+            total = {name: total[name] + g for name, g in by_theta.items()}
+        total |= {name: total[name] + g.sum(0) for name, g in v.items()}
+        return {name: g / count for name, g in total.items()}, losses
 
     return run
-
-
-def _record(function: Callable, leaves: list, layout: TreeSpec) -> tuple[GraphModule, TreeSpec]:
-    """The operations of ``function`` at these arguments, from tensors to tensors, and how the result is nested."""
-    forms = []
-
-    def flat(*tensors: Tensor) -> list[Tensor]:
-        values = iter(tensors)
-        filled = [next(values) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        out, form = tree_flatten(function(*tree_unflatten(filled, layout)))
-        forms.append(form)
-        return out
-
-    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
-    # Fake tensors have shapes and no values: nothing is computed here.
-    return make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors), forms[0]
-
-
-def _tidy(program: GraphModule) -> GraphModule:
-    """Leave out views that change nothing, results that nobody uses, and what was computed before."""
-    aten, graph = torch.ops.aten, program.graph
-    reshapes = {aten.view.default, aten._unsafe_view.default}
-    views = {aten.expand.default, aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten.detach.default}
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    if any(node.target is not operator.getitem and node.target._schema.is_mutable for node in calls):
-        return program  # order matters then
-    seen = {}
-    for node in calls:
-        while node.target in reshapes and node.args[0].target in reshapes:
-            node.update_arg(0, node.args[0].args[0])
-        same = node
-        if node.target in reshapes | views:
-            new, old = node.meta["val"], node.args[0].meta["val"]
-            if (new.shape, new.stride(), new.storage_offset()) == (old.shape, old.stride(), old.storage_offset()):
-                same = node.args[0]
-        if same is node and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-            same = seen.setdefault((node.target, str(node.args), str(node.kwargs)), node)
-        if same is not node:
-            node.replace_all_uses_with(same)
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    program.recompile()
-    return program

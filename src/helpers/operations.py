@@ -39,7 +39,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def standardize(x: Tensor, epsilon: float) -> Tensor:
-    """Shift and scale ``x`` ``[..., channels]``: each channel gets mean 0 and variance 1 (but for ε) over all other axes."""
+    """Give each channel of ``x`` ``[..., channels]`` mean 0 and variance 1 (but for ε) over all other axes."""
     return _Standardize.apply(x, epsilon, 0)[0]
 
 
