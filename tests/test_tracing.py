@@ -49,13 +49,13 @@ def assert_same(found, expected, rtol=1e-11):
 def test_traced_and_stepwise_are_maml(case, steps, learn_rates):
     learner, theta, tasks = CASES[case](steps, learn_rates=learn_rates)
     expected = maml(learner, theta, tasks)
-    for fast in (traced(maml), stepwise(compile=False), chunked(stepwise(compile=False), 2)):
+    for fast in (traced(maml), stepwise(), chunked(stepwise(), 2)):
         assert_same(fast(learner, theta, tasks), expected)
 
 
 def test_stepwise_on_a_first_order_learner_is_fomaml():
     learner, theta, tasks = image_case(3)
-    assert_same(stepwise(compile=False)(learner.with_(first_order=True), theta, tasks), fomaml(learner, theta, tasks))
+    assert_same(stepwise()(learner.with_(first_order=True), theta, tasks), fomaml(learner, theta, tasks))
 
 
 def test_a_recording_belongs_to_its_shapes_and_constants():
@@ -111,8 +111,7 @@ def test_linearized_is_vjp():
 @pytest.mark.skipif(not runtime.can_compile(), reason="torch.compile needs a C++ compiler")
 def test_compiled_is_maml():
     learner, theta, tasks = sinusoid_case(1)
-    for fast in (compiled(maml), stepwise()):
-        assert_same(fast(learner, theta, tasks), maml(learner, theta, tasks))
+    assert_same(compiled(maml)(learner, theta, tasks), maml(learner, theta, tasks))
 
 
 def test_without_a_compiler_compiled_falls_back(monkeypatch):

@@ -94,7 +94,7 @@ def style() -> Iterator[None]:
     """The house style inside a ``with`` block; matplotlib's settings are as before when the block ends."""
     import matplotlib
 
-    # Not matplotlib.rc_context: the first figure switches a notebook's display on, and that would be undone with the rest.
+    # Not matplotlib.rc_context: the first figure switches a notebook display on, which would be undone with the rest.
     settings = _settings()
     before = {name: matplotlib.rcParams[name] for name in settings}
     matplotlib.rcParams.update(settings)

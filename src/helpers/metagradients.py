@@ -84,17 +84,12 @@ def chunked(estimator: Estimator, size: int | None) -> Estimator:
     return run
 
 
-def stepwise(compile: bool = True) -> Estimator:
-    """MAML's exact meta-gradient, one inner step at a time: for several inner steps, and quick to compile for any
-    number.
+def stepwise() -> Estimator:
+    """MAML's exact meta-gradient, one inner step at a time, and so as quick to trace for any number of them.
 
     Let φ ← U(θ, φ) be one inner step, and v the gradient of the query loss by the last φ. Going back through a step,
     v ← (∂U/∂φ)ᵀ v, and (∂U/∂θ)ᵀ v is what that step's own use of θ (shifts, learned rates) adds to the meta-gradient;
-    what v is in the end belongs to the initial φ, that is to θ. All steps are the same program, so it is recorded or
-    compiled once.
-
-    Args:
-        compile: use ``torch.compile`` where that is possible; otherwise :func:`~helpers.tracing.traced` programs.
+    what v is in the end belongs to the initial φ, that is to θ. All steps are the same program, so it is recorded once.
 
     Returns:
         An estimator equal to :func:`maml`.
@@ -106,7 +101,7 @@ def stepwise(compile: bool = True) -> Estimator:
     def measure(learner: GradientDescent, phi: Params, tasks: Examples) -> tuple[Params, Tensor]:
         return vmap(grad_and_value(learner.query_loss))(phi, tasks)
 
-    advance, measure = linearized(step, by=(1, 2), compile=compile), (compiled if compile else traced)(measure)
+    advance, measure = linearized(step, by=(1, 2), compile=False), traced(measure)
 
     def run(learner: GradientDescent, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
         count, pulls = len(tasks.support.x), []
