@@ -136,7 +136,14 @@ def test_dying_kernel_is_named(project):
 def test_interrupt_keeps_what_is_done_and_leaves_no_kernel(project):
     chapter(project, "01_one", "import os, time", "open('../pid', 'w').write(str(os.getpid()))", "time.sleep(600)")
     command = [sys.executable, "-m", "helpers.book", "run"]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A process in the background of a script inherits SIGINT ignored, and Python then leaves it so.
+    child = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 300
     while not ((project / "pid").exists() and (project / "_build/book/02_two.digest").exists()):
         assert time.monotonic() < deadline and child.poll() is None
