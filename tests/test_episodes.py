@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
-from helpers.runtime import UserError
 from helpers.tasks import Examples, FewShot, Tasks
 
 
@@ -29,15 +29,6 @@ def read_back(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def refused(action) -> str:
-    """The message of the UserError that ``action`` raises: one line, not empty."""
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 def test_shapes_types_and_range():

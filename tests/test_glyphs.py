@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 
-from helpers.runtime import UserError
 from helpers.tasks import FewShot, glyphs, images
 
 SAMPLE = [*"ABWgΩЖᐁش", *"Աאⴳფ"]  # 8 training letters, 4 test letters
@@ -27,14 +27,6 @@ def few(tmp_path, monkeypatch):
     monkeypatch.setenv("METABOOK_ROOT", str(tmp_path))
     monkeypatch.setattr(glyphs, "distinct_letters", lambda: list(SAMPLE))
     return tmp_path / "data" / "raw" / f"glyphs-{glyphs.VERSION}-0.npz"
-
-
-def refused(action) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 def test_counts_and_names(both):

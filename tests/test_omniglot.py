@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 
-from helpers.runtime import UserError
 from helpers.tasks import FewShot, images, omniglot
 
 CHARACTERS = {
@@ -69,14 +69,6 @@ def no_network():
         raise OSError("no network")
 
     return types.SimpleNamespace(datasets=types.SimpleNamespace(Omniglot=download))
-
-
-def refused(action) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 def cache_of(place: Path) -> Path:

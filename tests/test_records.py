@@ -8,11 +8,11 @@ import math
 import os
 
 import pytest
+from refusals import refused
 
 from helpers import records, runtime
 from helpers.evaluation import Interval
 from helpers.records import Claim, verdict
-from helpers.runtime import UserError
 
 
 def record(name="one", value=0.95, done=20_000, **extra):
@@ -34,14 +34,6 @@ def record(name="one", value=0.95, done=20_000, **extra):
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("METABOOK_ROOT", str(tmp_path))
     return tmp_path / "data" / "records"
-
-
-def refused(action) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 def test_saved_records_come_back(folder):

@@ -22,6 +22,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from refusals import refused
 
 from helpers import evaluation, losses, metagradients, records, runtime, training
 from helpers.learners import GradientDescent
@@ -105,15 +106,6 @@ def whole(tmp_path_factory):
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, train(folder)
-
-
-def refused(action) -> str:
-    """The message of the UserError that ``action`` raises: one line."""
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 # ---------------------------------------- records of runs
