@@ -101,7 +101,7 @@ def stepwise() -> Estimator:
     def measure(learner: GradientDescent, phi: Params, tasks: Examples) -> tuple[Params, Tensor]:
         return vmap(grad_and_value(learner.query_loss))(phi, tasks)
 
-    advance, measure = linearized(step, by=(1, 2), compile=False), traced(measure)
+    advance, measure = linearized(step, by=(1, 2)), traced(measure)
 
     def run(learner: GradientDescent, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
         count, pulls = len(tasks.support.x), []

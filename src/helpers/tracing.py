@@ -52,19 +52,18 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return _specialized(function, _compile)
 
 
-def linearized(function: Callable[..., Any], by: Sequence[int], compile: bool) -> Callable[..., tuple[Any, Callable]]:
-    """``torch.func.vjp`` of ``function`` by its arguments number ``by``, traced or compiled.
+def linearized(function: Callable[..., Any], by: Sequence[int]) -> Callable[..., tuple[Any, Callable]]:
+    """``torch.func.vjp`` of ``function`` by its arguments number ``by``, traced.
 
     Args:
         function: as for :func:`traced`.
         by: the arguments to differentiate by.
-        compile: use ``torch.compile`` where that is possible.
 
     Returns:
         A function with the arguments of ``function`` that returns its value and a function ``pull``: from a cotangent
         of the value to a tuple of cotangents, one for each argument in ``by``.
     """
-    build, made = _compile if compile else _replay, _Cache()
+    made = _Cache()
 
     def joint(arguments: tuple, cotangent: Any) -> tuple[Any, tuple]:
         """Value and pulled-back cotangent, in one function."""
@@ -87,7 +86,7 @@ def linearized(function: Callable[..., Any], by: Sequence[int], compile: bool) -
         program, _ = _record(joint, *tree_flatten((arguments, value)))
         given = sum(isinstance(leaf, Tensor) for leaf in leaves)
         forward, backward = _halves(_tidy(program), given, len(results))
-        return build(forward), build(backward), len(results), form, form_pulled
+        return _replay(forward), _replay(backward), len(results), form, form_pulled
 
     def run(*arguments):
         leaves, layout = tree_flatten(arguments)
