@@ -89,6 +89,8 @@ def train(options: argparse.Namespace) -> int | None:
     if options.threads:
         torch.set_num_threads(options.threads)
     runtime.keep_memory()
+    if device.type == "cpu":
+        runtime.fast_products()
     compiled = runtime.can_compile() if options.compile is None else options.compile
     settings = {"device": device, "compiled": compiled, "fresh": options.fresh}
     return _queue(chosen, options.budget, settings) if options.queue else _train(chosen[0], options.budget, settings)

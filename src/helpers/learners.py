@@ -7,12 +7,18 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, vjp, vmap
 
 from helpers.models import Model, Params
+from helpers.runtime import UserError
+from helpers.solvers import conjugate_gradient
 from helpers.tasks import Examples, Tasks
 
-RATE = "rate:"  # prefix of a learned inner rate's name in θ
+# Prefixes of what θ holds beside the initial parameters.
+RATE = "rate:"  # a learned inner rate
+STRENGTH = "strength:"  # a learned strength of the pull towards θ
+CARRIED = "carried:"  # what an inner optimiser remembers from task to task; an outer step replaces it
+PREFIXES = (RATE, STRENGTH, CARRIED)
 
 
 def detached(params: Params) -> Params:
@@ -51,18 +57,22 @@ class GradientDescent:
         """Fresh meta-parameters θ: the model's and, with ``learn_rates``, one rate beside each adapted entry."""
         theta = self.model.init(generator, dtype)
         if self.learn_rates:
-            moving = {name: value for name, value in theta.items() if self.model.adapts(name)}
+            moving, _ = self.split(theta)
             theta |= {RATE + name: torch.full_like(value, self.rate) for name, value in moving.items()}
         return theta
 
     def start(self, theta: Params) -> Params:
-        """The model's parameters before adaptation: θ without the learned rates."""
-        return {name: value for name, value in theta.items() if not name.startswith(RATE)}
+        """The model's parameters before adaptation: θ without the learned rates and the like."""
+        return {name: value for name, value in theta.items() if not name.startswith(PREFIXES)}
+
+    def split(self, phi: Params) -> tuple[Params, Params]:
+        """The adapted entries of ``phi``, and the others."""
+        moving = {n: v for n, v in phi.items() if not n.startswith(PREFIXES) and self.model.adapts(n)}
+        return moving, {name: value for name, value in phi.items() if name not in moving}
 
     def support_gradient(self, phi: Params, support: Examples) -> Params:
         """Gradient of the support loss with respect to the adapted parameters of ``phi``."""
-        fixed = {name: value for name, value in phi.items() if not self.model.adapts(name)}
-        moving = {name: value for name, value in phi.items() if self.model.adapts(name)}
+        moving, fixed = self.split(phi)
         return grad(lambda p: self.loss(self.model(p | fixed, support.x), support.y))(moving)
 
     def step(self, theta: Params, phi: Params, support: Examples) -> Params:
@@ -96,3 +106,195 @@ class GradientDescent:
     def with_(self, **changes) -> GradientDescent:
         """A copy with some attributes changed, such as ``steps=10``."""
         return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class MinibatchDescent(GradientDescent):
+    """Gradient descent in which every inner step sees a minibatch of its own: stochastic gradient descent.
+
+    The support set is given as a sequence of minibatches, ``x`` ``[steps, batch, ...]``, as
+    :func:`~helpers.tasks.minibatches` draws them, and all of them are used unless ``steps`` is given.
+
+    Source: Nichol, Achiam and Schulman (2018), algorithm 1, with SGD inside.
+    """
+
+    def adapt(self, theta: Params, support: Examples, steps: int | None = None) -> Params:
+        """Task parameters φ after one step on each minibatch."""
+        phi = self.start(theta)
+        for batch in range(len(support.x) if steps is None else steps):
+            phi = self.step(theta, phi, Examples(support.x[batch], support.y[batch]))
+        return phi
+
+
+@dataclass(frozen=True)
+class MinibatchAdam(MinibatchDescent):
+    """Adam without momentum on minibatches: the inner optimiser of Reptile's official code.
+
+    φ holds, beside the parameters, what Adam remembers: ``carried:square:NAME``, the running mean of the squared
+    gradients, and ``carried:count``, the number of steps so far. With ``carry`` they belong to θ: a task begins with
+    what the tasks before it left, in training and in evaluation alike, since the official code never resets its
+    optimiser. Without, every task begins with an empty memory, and Adam's first step is ±``rate`` in every coordinate.
+
+    Attributes:
+        decay: of the running mean, β₂. β₁ is 0.
+        epsilon: added to the root of the squares.
+        carry: hand the memory on from task to task.
+
+    Source: Nichol, Achiam and Schulman (2018), section 6 ("Adam with β₁ = 0") and ``reptile.py`` of the official code.
+    """
+
+    decay: float = 0.999
+    epsilon: float = 1e-8
+    carry: bool = True
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh meta-parameters θ, with an empty memory where it is carried."""
+        theta = super().init(generator, dtype)
+        return theta | self._empty(theta) if self.carry else theta
+
+    def start(self, theta: Params) -> Params:
+        """The parameters and the optimiser's memory before adaptation."""
+        phi = super().start(theta)
+        memory = {n: v for n, v in theta.items() if n.startswith(CARRIED)} if self.carry else self._empty(theta)
+        return phi | memory
+
+    def _empty(self, theta: Params) -> Params:
+        moving, _ = self.split(theta)
+        memory = {f"{CARRIED}square:{name}": torch.zeros_like(value) for name, value in moving.items()}
+        return memory | {f"{CARRIED}count": next(iter(theta.values())).new_zeros(())}
+
+    def step(self, theta: Params, phi: Params, support: Examples) -> Params:
+        """One step of Adam with β₁ = 0 (Kingma and Ba 2015, algorithm 1)."""
+        count = phi[f"{CARRIED}count"] + 1
+        rate = self.rate * (1 - self.decay**count).sqrt()
+        new = {f"{CARRIED}count": count}
+        for name, g in self.support_gradient(phi, support).items():
+            memory = f"{CARRIED}square:{name}"
+            new[memory] = self.decay * phi[memory] + (1 - self.decay) * g * g
+            new[name] = phi[name] - rate * g / (new[memory].sqrt() + self.epsilon)
+        return phi | new
+
+
+@dataclass(frozen=True)
+class Proximal(GradientDescent):
+    """Gradient descent on the support loss plus a pull towards θ: L(φ) + ½ (φ − θ)ᵀ Λ (φ − θ), the learner of iMAML.
+
+    Attributes:
+        strength: λ, where Λ = λ I; of a learned Λ the initial value.
+        learn_strength: None for the fixed λ, or what is learned, kept in θ: ``"scalar"``, ``"layer"`` (one λ for each
+            parameter tensor), ``"diagonal"`` (one for each coordinate), in the form log λ, so that they stay positive, or
+            ``"matrix"``, a full Λ = A Aᵀ over all adapted coordinates, for small problems.
+
+    Source: Rajeswaran, Finn, Kakade and Levine (2019), equation 3; section 3 proposes the matrix.
+    """
+
+    strength: float = 1.0
+    learn_strength: str | None = None
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh meta-parameters θ, with Λ where it is learned.
+
+        Raises:
+            UserError: for an unknown kind of ``learn_strength``, or a strength that is not positive.
+        """
+        theta = super().init(generator, dtype)
+        return theta | self._initial_strength(theta)
+
+    def _initial_strength(self, theta: Params) -> Params:
+        moving, _ = self.split(theta)
+        if self.strength <= 0:
+            raise UserError(
+                f"the proximal strength must be positive, not {self.strength}: an implicit gradient needs it"
+            )
+        like = next(iter(moving.values()))
+        log = torch.full((), self.strength, dtype=like.dtype, device=like.device).log()
+        match self.learn_strength:
+            case None:
+                return {}
+            case "scalar":
+                return {STRENGTH: log}
+            case "layer":
+                return {STRENGTH + name: log.clone() for name in moving}
+            case "diagonal":
+                return {STRENGTH + name: log.expand_as(value).clone() for name, value in moving.items()}
+            case "matrix":
+                size = sum(value.numel() for value in moving.values())
+                return {STRENGTH: self.strength**0.5 * torch.eye(size, dtype=like.dtype, device=like.device)}
+        raise UserError(
+            f"there is no proximal strength of the kind {self.learn_strength!r}: "
+            "use scalar, layer, diagonal or matrix, or None for a fixed one"
+        )
+
+    def pull(self, theta: Params, delta: Params) -> Params:
+        """Λ δ for a difference δ = φ − θ of adapted parameters."""
+        if self.learn_strength is None:
+            return {name: self.strength * value for name, value in delta.items()}
+        if self.learn_strength == "matrix":
+            root = theta[STRENGTH]
+            flat = root @ (root.mT @ torch.cat([value.flatten() for value in delta.values()]))
+            parts = flat.split([value.numel() for value in delta.values()])
+            return {name: part.view_as(delta[name]) for name, part in zip(delta, parts, strict=True)}
+        one = self.learn_strength == "scalar"
+        return {name: theta[STRENGTH if one else STRENGTH + name].exp() * value for name, value in delta.items()}
+
+    def inner_gradient(self, theta: Params, phi: Params, support: Examples) -> Params:
+        """Gradient of the whole inner objective, ∇L(φ) + Λ (φ − θ), by the adapted parameters; 0 at φ*(θ)."""
+        moving, _ = self.split(phi)
+        pull = self.pull(theta, {name: value - theta[name] for name, value in moving.items()})
+        return {name: g + pull[name] for name, g in self.support_gradient(phi, support).items()}
+
+    def inner_objective(self, theta: Params, phi: Params, support: Examples) -> Tensor:
+        """L(φ; support) + ½ (φ − θ)ᵀ Λ (φ − θ)."""
+        moving, _ = self.split(phi)
+        delta = {name: value - theta[name] for name, value in moving.items()}
+        pull = sum((delta[name] * value).sum() for name, value in self.pull(theta, delta).items())
+        return self.loss(self.model(phi, support.x), support.y) + pull / 2
+
+    def step(self, theta: Params, phi: Params, support: Examples) -> Params:
+        """One step of gradient descent on the inner objective."""
+        gradient = self.inner_gradient(theta, phi, support)
+        return phi | {name: phi[name] - self.rate * g for name, g in gradient.items()}
+
+
+@dataclass(frozen=True)
+class HessianFree(Proximal):
+    """The proximal inner problem solved by truncated Newton steps, "Hessian-free": the other inner solver of iMAML.
+
+    Each of the ``steps`` solves (∇²L(φ) + Λ) d = −∇ by conjugate gradients with Hessian-vector products and goes along d
+    by the best of a few lengths, 0 among them, so that the objective never grows. Where the curvature along a search
+    direction is not positive, the direction found so far is used, or minus ``rate`` times the gradient if there is none
+    yet. ``learn_rates`` has no meaning here.
+
+    Attributes:
+        solver_steps: conjugate-gradient steps of one Newton step.
+        damping: added to the curvature for the direction alone (Levenberg and Marquardt), never to the objective.
+        lengths: step lengths that are tried.
+
+    Source: Rajeswaran, Finn, Kakade and Levine (2019), section 4, "Hessian-free"; Martens (2010); Nocedal and Wright
+    (2006), algorithm 7.1. No public code of it exists.
+    """
+
+    solver_steps: int = 5
+    damping: float = 0.0
+    lengths: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0)
+
+    def step(self, theta: Params, phi: Params, support: Examples) -> Params:
+        """One truncated Newton step."""
+        moving, fixed = self.split(phi)
+        gradient, curvature = vjp(lambda p: self.inner_gradient(theta, p | fixed, support), moving)
+        batch = {name: -g[None] for name, g in gradient.items()}  # the solver wants an axis of problems
+
+        def product(v: Params) -> Params:
+            (by_phi,) = curvature({name: value[0] for name, value in v.items()})
+            return {name: value[None] for name, value in by_phi.items()}
+
+        found = conjugate_gradient(product, batch, self.solver_steps, damping=self.damping)
+        none = found.iterations[0] == 0
+        direction = {n: torch.where(none, -self.rate * gradient[n], value[0]) for n, value in found.x.items()}
+        lengths = next(iter(moving.values())).new_tensor(self.lengths)
+
+        def along(length: Tensor) -> Tensor:
+            return self.inner_objective(theta, phi | {n: moving[n] + length * d for n, d in direction.items()}, support)
+
+        best = lengths[vmap(along)(lengths).nan_to_num(torch.inf).argmin()]
+        return phi | {name: moving[name] + best * d for name, d in direction.items()}

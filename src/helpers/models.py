@@ -62,11 +62,16 @@ def _xavier(
 
 @dataclass(frozen=True)
 class MLP:
-    """A fully connected ReLU network; with ``norm`` each hidden layer is batch-normalised.
+    """A fully connected network; with ``norm`` each hidden layer is batch-normalised.
 
     Parameters are ``linear1.weight`` ``[in, out]``, ``linear1.bias`` ``[out]`` and so on, and ``norm1.shift`` with
     ``norm``. The sinusoid network is ``MLP((1, 40, 40, 1))``; the fully connected Omniglot network ``MLP((784, 256,
     128, 64, 64, 5), norm=True)``.
+
+    Attributes:
+        scale: deviation of the first weights; None draws weights and biases from U[−1/√n, 1/√n], n inputs, as PyTorch's
+            linear layers do.
+        activation: ``"relu"`` or ``"tanh"``.
 
     Source: Finn, Abbeel and Levine (2017), section 5.1 and 5.2; initialisation of the official code (weights from a
     normal distribution of deviation 0.01, cut at two deviations; biases 0).
@@ -74,17 +79,23 @@ class MLP:
 
     sizes: tuple[int, ...]
     norm: bool = False
-    scale: float = 0.01
+    scale: float | None = 0.01
+    activation: str = "relu"
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""
         params = {}
         for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False), start=1):
             weight = torch.empty(fan_in, fan_out, dtype=dtype, device=generator.device)
-            params[f"linear{layer}.weight"] = torch.nn.init.trunc_normal_(
-                weight, std=self.scale, a=-2 * self.scale, b=2 * self.scale, generator=generator
-            )
-            params[f"linear{layer}.bias"] = torch.zeros(fan_out, dtype=dtype, device=generator.device)
+            bias = torch.zeros(fan_out, dtype=dtype, device=generator.device)
+            if self.scale is None:
+                weight.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+                bias.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+            else:
+                torch.nn.init.trunc_normal_(
+                    weight, std=self.scale, a=-2 * self.scale, b=2 * self.scale, generator=generator
+                )
+            params[f"linear{layer}.weight"], params[f"linear{layer}.bias"] = weight, bias
             if self.norm and layer < len(self.sizes) - 1:
                 params[f"norm{layer}.shift"] = torch.zeros(fan_out, dtype=dtype, device=generator.device)
         return params
@@ -92,10 +103,10 @@ class MLP:
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         """Map ``x`` ``[n, ...]`` (flattened to ``[n, sizes[0]]``) to ``[n, sizes[-1]]``."""
         x = x.flatten(1)
-        last = len(self.sizes) - 1
+        last, activate = len(self.sizes) - 1, getattr(torch, self.activation)
         for layer in range(1, last):
             x = x @ params[f"linear{layer}.weight"] + params[f"linear{layer}.bias"]
-            x = torch.relu(normalize(x, params[f"norm{layer}.shift"]) if self.norm else x)
+            x = activate(normalize(x, params[f"norm{layer}.shift"]) if self.norm else x)
         return x @ params[f"linear{last}.weight"] + params[f"linear{last}.bias"]
 
     def adapts(self, name: str) -> bool:
@@ -116,26 +127,51 @@ class ConvNet:
     The official code draws the head from a unit normal distribution (``head_scale=1``). The default is smaller: the
     first predictions are then near uniform instead of confidently wrong, which saves about a thousand iterations.
 
+    The networks of Reptile's and iMAML's codes differ in their ends: ``flatten`` feeds all positions of the last block to
+    the linear layer instead of their mean (so the image size matters), and ``affine`` gives each normalisation a scale,
+    ``norm1.scale`` ``[out]``, which the inner loop adapts together with the shift.
+
+    Attributes:
+        ways: number of classes.
+        head_scale: deviation of the head's first weights; None draws them as the convolutions'.
+        flatten: the head sees every position.
+        affine: normalisation with scale and shift, both adapted.
+        size: height and width of the images; matters with ``flatten`` only.
+        gain: factor of the first weights of the convolutions (and of the head, where ``head_scale`` is None).
+
     Source: Finn, Abbeel and Levine (2017), section 5.2; otherwise initialised as in the official code (Xavier for
-    convolutions).
+    convolutions). With ``flatten`` and ``affine``, ``models.py`` of Reptile's official code.
     """
 
     ways: int
     filters: int = 64
     blocks: int = 4
     channels: int = 1
-    head_scale: float = 0.1
+    head_scale: float | None = 0.1
+    flatten: bool = False
+    affine: bool = False
+    size: int = 28
+    gain: float = 1.0
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""
         device, params, fan_in = generator.device, {}, self.channels
         for block in range(1, self.blocks + 1):
             shape = (3, 3, fan_in, self.filters)
-            params[f"conv{block}.weight"] = _xavier(shape, 9 * fan_in, 9 * self.filters, generator, dtype)
+            weight = _xavier(shape, 9 * fan_in, 9 * self.filters, generator, dtype)
+            params[f"conv{block}.weight"] = self.gain * weight
+            if self.affine:
+                params[f"norm{block}.scale"] = torch.ones(self.filters, dtype=dtype, device=device)
             params[f"norm{block}.shift"] = torch.zeros(self.filters, dtype=dtype, device=device)
             fan_in = self.filters
-        normal = torch.randn(self.filters, self.ways, generator=generator, dtype=dtype, device=device)
-        params["head.weight"] = self.head_scale * normal
+        side = -(-self.size // 2**self.blocks) if self.flatten else 1
+        shape = (self.filters * side**2, self.ways)
+        if self.head_scale is None:
+            params["head.weight"] = self.gain * _xavier(shape, *shape, generator, dtype)
+        else:
+            params["head.weight"] = self.head_scale * torch.randn(
+                shape, generator=generator, dtype=dtype, device=device
+            )
         params["head.bias"] = torch.zeros(self.ways, dtype=dtype, device=device)
         return params
 
@@ -150,10 +186,13 @@ class ConvNet:
             raise UserError(f"this network takes images {wanted}, not {list(x.shape)}: reshape them")
         x = x.movedim(1, -1)
         for block in range(1, self.blocks + 1):
-            x = convolve(x, params[f"conv{block}.weight"])
-            x = torch.relu(normalize(x, params[f"norm{block}.shift"]))
-        return x.mean((1, 2)) @ params["head.weight"] + params["head.bias"]
+            x = normalize(convolve(x, params[f"conv{block}.weight"]))
+            if self.affine:
+                x = x * params[f"norm{block}.scale"]
+            x = torch.relu(x + params[f"norm{block}.shift"])
+        x = x.flatten(1) if self.flatten else x.mean((1, 2))
+        return x @ params["head.weight"] + params["head.bias"]
 
     def adapts(self, name: str) -> bool:
-        """Whether the inner loop changes the parameter: all but the normalisation shifts."""
-        return not name.endswith(".shift")
+        """Whether the inner loop changes the parameter: all but the shifts of a normalisation without a scale."""
+        return self.affine or not name.endswith(".shift")

@@ -80,6 +80,24 @@ def keep_memory() -> bool:
         return False
 
 
+def fast_products() -> bool:
+    """Let oneDNN multiply float32 matrices on the CPU instead of PyTorch's default library; False where it may not.
+
+    Measured on an AMD processor, batched products of this book's sizes are then up to twice as fast. PyTorch opens that
+    way with a setting that also allows coarser products, so it is kept only where the products come out in float32
+    accuracy here. It holds for the whole process: for `metabook train`, not for notebooks.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    draws = torch.Generator().manual_seed(0)
+    a, b = torch.randn(4, 80, 576, generator=draws), torch.randn(4, 576, 64, generator=draws)
+    exact = a.double() @ b.double()
+    if (((a @ b) - exact).norm() / exact.norm()).item() < 2e-6:
+        return True
+    torch.set_float32_matmul_precision(before)
+    return False
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, a crash or a full disk never leaves half of it.
 

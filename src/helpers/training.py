@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from helpers import records, runtime
 from helpers.evaluation import Interval
+from helpers.learners import CARRIED
 from helpers.models import Params
 from helpers.runtime import UserError
 
@@ -45,7 +46,11 @@ class Run(Protocol):
         ...
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
-        """All metrics of the record, on tasks that are the same on every call."""
+        """All metrics of the record, on tasks that are the same on every call.
+
+        Where that takes long, a run also has ``spot_check(theta)``: some of the same metrics (those that can be had from
+        part of the tasks), for the points on the way and for checking a record.
+        """
         ...
 
 
@@ -58,6 +63,7 @@ class Experiment(Protocol):
     outer_rate: float
     seed: int
     evaluate_every: int
+    # Optional: ``outer``, "adam" (the default) or "sgd", and ``outer_rate_final``, to which the outer rate goes linearly.
 
     def config(self) -> dict[str, Any]:
         """The whole configuration as JSON. A checkpoint of another configuration is refused."""
@@ -75,9 +81,13 @@ class Experiment(Protocol):
 class State:
     """Everything that changes while an experiment trains."""
 
-    def __init__(self, theta: Params, outer_rate: float, generator: torch.Generator) -> None:
+    def __init__(self, theta: Params, outer_rate: float, generator: torch.Generator, outer: str = "adam") -> None:
         self.theta = {name: value.detach().clone().requires_grad_() for name, value in theta.items()}
-        self.optimizer = torch.optim.Adam(self.theta.values(), lr=outer_rate)
+        kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+        if outer not in kinds:
+            raise UserError(f"there is no outer optimiser {outer!r}: use {' or '.join(kinds)}")
+        learned = [value for name, value in self.theta.items() if not name.startswith(CARRIED)]
+        self.optimizer = kinds[outer](learned, lr=outer_rate)
         self.generator = generator
         self.iteration = 0
         self.seconds = 0.0
@@ -90,10 +100,17 @@ class State:
         """θ without its link to the optimiser."""
         return {name: value.detach() for name, value in self.theta.items()}
 
-    def apply(self, gradient: Params) -> None:
-        """One outer step."""
+    def apply(self, gradient: Params, rate: float | None = None) -> None:
+        """One outer step, at ``rate`` if given; what an inner optimiser carries takes its new value, at no rate."""
         for name, value in self.theta.items():
-            value.grad = gradient[name].detach()
+            if name.startswith(CARRIED):
+                with torch.no_grad():
+                    value -= gradient[name]
+            else:
+                value.grad = gradient[name].detach()
+        if rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
         self.optimizer.step()
 
     def save(self, path: Path, config: dict[str, Any]) -> None:
@@ -148,11 +165,13 @@ class State:
                     value.copy_(tensors[f"theta/{name}"])
             for name, value in self.theta.items():
                 slots = {slot: tensors.get(f"adam/{slot}/{name}") for slot in ("step", "exp_avg", "exp_avg_sq")}
-                self.optimizer.state[value] = {
+                kept = {
                     slot: tensor if slot == "step" else tensor.to(value.device)  # Adam counts its steps on the CPU
                     for slot, tensor in slots.items()
                     if tensor is not None
                 }
+                if kept:  # SGD has none
+                    self.optimizer.state[value] = kept
             self.generator.set_state(tensors["generator"])
             self.iteration, self.seconds = header["iteration"], header["seconds"]
             self.losses, self.curve, self.slices = header["losses"], header["curve"], header["slices"]
@@ -285,7 +304,9 @@ def _train(
     commit = runtime.commit()
     run = experiment.setup(device, compiled)
     generator = runtime.generator(experiment.seed, device)
-    state = State(run.init(generator), experiment.outer_rate, generator)
+    state = State(run.init(generator), experiment.outer_rate, generator, getattr(experiment, "outer", "adam"))
+    final = getattr(experiment, "outer_rate_final", experiment.outer_rate)
+    look = getattr(run, "spot_check", run.evaluate)
     kept = path.exists() and not fresh
     if kept:
         state.restore(path, config)
@@ -330,7 +351,7 @@ def _train(
     with _stop_requests() as stop, bar:
         while state.iteration < experiment.iterations:
             gradient, loss = run.gradient(state.values(), generator)
-            state.apply(gradient)
+            state.apply(gradient, annealed(experiment.outer_rate, final, state.iteration / experiment.iterations))
             state.iteration += 1
             state.window.append(loss.detach())
             bar.update()
@@ -340,7 +361,7 @@ def _train(
                 state.window = []
                 bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
             if state.iteration % experiment.evaluate_every == 0 and state.iteration < experiment.iterations:
-                state.curve.append({"iteration": state.iteration, "metrics": _entries(run.evaluate(state.values()))})
+                state.curve.append({"iteration": state.iteration, "metrics": _entries(look(state.values()))})
             now = time.monotonic()
             if stop or (budget is not None and now - started > budget):
                 break
@@ -355,6 +376,11 @@ def _train(
     if stop:
         raise KeyboardInterrupt
     return record
+
+
+def annealed(rate: float, final: float, part: float) -> float:
+    """The outer rate when ``part`` (0 … 1) of the iterations are done, on a straight line from ``rate`` to ``final``."""
+    return rate + (final - rate) * part
 
 
 def _entries(metrics: dict[str, Interval]) -> dict[str, dict[str, float]]:
@@ -397,20 +423,25 @@ def fit(
     iterations: int,
     outer_rate: float = 1e-3,
     label: str = "meta-training",
+    outer: str = "adam",
+    final_rate: float | None = None,
 ) -> tuple[Params, Tensor]:
-    """The outer loop for live cells: Adam on a meta-gradient, with a progress bar and nothing kept on disk.
+    """The outer loop for live cells: steps along a meta-gradient, with a progress bar and nothing kept on disk.
 
     Args:
         gradient: ``gradient(theta) -> (gradient, losses)``; it draws its own tasks.
         theta: where to begin; left as it is.
+        outer: ``"adam"``, or ``"sgd"`` for Reptile's plain step.
+        final_rate: where ``outer_rate`` goes, linearly; by default it stays.
 
     Returns:
         The trained parameters and the mean query loss of every iteration ``[iterations]``.
     """
-    state = State(theta, outer_rate, torch.Generator())
+    state = State(theta, outer_rate, torch.Generator(), outer)
+    final = outer_rate if final_rate is None else final_rate
     history = []
-    for _ in tqdm(range(iterations), desc=label, unit="it", mininterval=1, leave=False):
+    for iteration in tqdm(range(iterations), desc=label, unit="it", mininterval=1, leave=False):
         step, losses = gradient(state.values())
-        state.apply(step)
+        state.apply(step, annealed(outer_rate, final, iteration / iterations))
         history.append(losses.detach().mean())
     return state.values(), torch.stack(history)

@@ -7,9 +7,10 @@ from helpers.runtime import UserError
 
 def catalogue() -> dict:
     """All experiments by name, in the order of the ``paper`` queue."""
-    from helpers.experiments import maml
+    from helpers.experiments import imaml, maml, reptile
 
-    return {experiment.name: experiment for experiment in maml.experiments()}
+    papers = (maml, reptile, imaml)
+    return {experiment.name: experiment for paper in papers for experiment in paper.experiments()}
 
 
 def find(name: str):

@@ -123,7 +123,6 @@ class Training:
         return self.experiment.evaluate(theta, self.test)
 
 
-
 @dataclass(frozen=True)
 class SinusoidStudy:
     """Section 5.1 of the paper: MAML, a network pre-trained on all tasks, and an oracle, several seeds side by side.

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from helpers.runtime import UserError
+
 
 class Examples(NamedTuple):
     """Inputs and targets of a batch of tasks; both have a leading task axis.
@@ -45,11 +47,47 @@ class TaskFamily(Protocol):
         ...
 
 
+def minibatches(
+    examples: Examples, size: int, count: int, generator: torch.Generator, replacement: bool = False
+) -> Examples:
+    """Cut the examples of each task into a sequence of minibatches, as stochastic gradient descent sees them.
+
+    Args:
+        examples: ``x`` and ``y`` ``[tasks, n, ...]``.
+        size: examples in a minibatch.
+        count: number of minibatches.
+        generator: the only source of randomness, on the device of the examples.
+        replacement: draw every minibatch anew from all examples (without repetition inside it). Otherwise the examples
+            are shuffled, dealt out to the last one, shuffled again and so on, so that all are used equally often; a
+            minibatch may then reach from one round into the next.
+
+    Returns:
+        ``x`` and ``y`` ``[tasks, count, size, ...]``.
+
+    Raises:
+        UserError: if a minibatch with ``replacement`` is to be larger than the task.
+
+    Source: the official code of Nichol, Achiam and Schulman (2018), ``_mini_batches``.
+    """
+    tasks, n = examples.x.shape[:2]
+    if replacement and size > n:
+        raise UserError(f"a minibatch of {size} cannot be drawn from {n} examples: choose a smaller one")
+    rounds = count if replacement else -(-count * size // n)
+    order = torch.rand(tasks, rounds, n, generator=generator, device=examples.x.device).argsort(-1)
+    order = order[..., :size].flatten(1) if replacement else order.flatten(1)[:, : count * size]
+
+    def take(t: Tensor) -> Tensor:
+        index = order.view(tasks, -1, *[1] * (t.dim() - 2)).expand(-1, -1, *t.shape[2:])
+        return t.gather(1, index).unflatten(1, (count, size))
+
+    return Examples(take(examples.x), take(examples.y))
+
+
 # Only names of the two modules that need nothing but torch are re-exported, and only on first use: importing
 # ``helpers.tasks`` for ``Tasks`` alone stays cheap, and ``episodes`` may import ``Tasks`` from here.
 _HOME = {"FewShot": "episodes", "Sinusoids": "sinusoid"}
 
-__all__ = ["Examples", "FewShot", "Sinusoids", "TaskFamily", "Tasks"]
+__all__ = ["Examples", "FewShot", "Sinusoids", "TaskFamily", "Tasks", "minibatches"]
 
 
 def __getattr__(name: str):

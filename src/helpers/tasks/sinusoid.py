@@ -57,3 +57,16 @@ class Sinusoids:
         if self.oracle:
             x = torch.cat([x, amplitude.expand_as(x), phase.expand_as(x)], dim=-1)
         return Tasks(Examples(x[:, : self.shots], y[:, : self.shots]), Examples(x[:, self.shots :], y[:, self.shots :]))
+
+    def wave(self, n_tasks: int, points: int, generator: torch.Generator) -> Examples:
+        """Draw ``n_tasks`` sinusoids as a whole: y at equally spaced x over the range of inputs.
+
+        Returns:
+            ``x`` and ``y`` ``[T, points, 1]``, float32, on the generator's device.
+        """
+        device = generator.device
+        (low, high), (first, last) = self.amplitudes, self.phases
+        amplitude = low + (high - low) * torch.rand(n_tasks, 1, 1, generator=generator, device=device)
+        phase = first + (last - first) * torch.rand(n_tasks, 1, 1, generator=generator, device=device)
+        x = torch.linspace(*self.inputs, points, device=device).view(1, -1, 1).expand(n_tasks, -1, -1)
+        return Examples(x, amplitude * torch.sin(x - phase))

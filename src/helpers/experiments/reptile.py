@@ -1,0 +1,418 @@
+"""The recorded experiments of the Reptile chapter: Omniglot by its official commands, and the studies of its Figure 3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+from helpers import evaluation, losses, metagradients, runtime
+from helpers.learners import MinibatchAdam, MinibatchDescent
+from helpers.models import MLP, ConvNet, Params
+from helpers.tasks import Examples, FewShot, Sinusoids, Tasks, minibatches
+
+TEST_SEED = 20_180_308  # of the test tasks; the same tasks for every experiment and every evaluation
+BLOCK = 100  # test tasks that are drawn at once
+CHUNK = 20  # tasks that are adapted at once on a CPU
+
+
+def network(ways: int) -> ConvNet:
+    """The Omniglot network of the official code: four blocks with scale and shift, all positions into the last layer."""
+    return ConvNet(ways, head_scale=None, flatten=True, affine=True)
+
+
+@dataclass(frozen=True)
+class Omniglot:
+    """Few-shot Omniglot by the commands of the official code.
+
+    The commands for 1 and for 5 shots train in the same way, with ``train_shots`` examples a class; they differ in the
+    evaluation alone. So one run answers both, with and without transduction.
+
+    Attributes:
+        train_shots: examples a class that the inner loop draws its minibatches from.
+        inner_batch, inner_steps: minibatches of meta-training.
+        inner_rate: Adam's.
+        carry: hand the memory of the inner Adam on from task to task, as the official code does.
+        outer_rate, outer_rate_final: size ε of the outer step, annealed linearly.
+        test_shots: shots that are evaluated; ``test_accuracy`` is the first.
+        test_batch, test_steps: minibatches of the evaluation.
+        test_tasks: test episodes, with one query a class; the official code draws 10,000.
+        spot_tasks: of these, the first so many are evaluated on the way and once more by the records check.
+    """
+
+    name: str
+    ways: int = 5
+    train_shots: int = 10
+    inner_batch: int = 10
+    inner_steps: int = 5
+    inner_rate: float = 1e-3
+    carry: bool = True
+    meta_batch: int = 5
+    iterations: int = 100_000
+    outer: str = "sgd"
+    outer_rate: float = 1.0
+    outer_rate_final: float = 0.0
+    seed: int = 0
+    queries: int = 1
+    test_shots: tuple[int, ...] = (1, 5)
+    test_batch: int = 5
+    test_steps: int = 50
+    test_tasks: int = 10_000
+    spot_tasks: int = 500
+    evaluate_every: int = 10_000
+    paper: str = "reptile"
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as JSON."""
+        return asdict(self)
+
+    def data(self) -> dict[str, Any]:
+        """Digest of the images and of the split."""
+        from helpers.tasks import omniglot
+
+        return omniglot.provenance()
+
+    def learner(self) -> MinibatchAdam:
+        """Network, loss and inner loop."""
+        return MinibatchAdam(network(self.ways), losses.cross_entropy, self.inner_rate, carry=self.carry)
+
+    def setup(self, device: torch.device, compiled: bool) -> OmniglotTraining:
+        """Load the images and build the estimator."""
+        from helpers.tasks import omniglot
+
+        train, test = (omniglot.load(split).images for split in ("train", "test"))
+        return OmniglotTraining(self, train, test, device, compiled)
+
+
+class OmniglotTraining:
+    """An Omniglot experiment on one device."""
+
+    def __init__(self, experiment: Omniglot, train: Tensor, test: Tensor, device: torch.device, compiled: bool) -> None:
+        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
+        self.family = FewShot(train.to(device), experiment.ways, experiment.train_shots, experiment.queries)
+        self.test = test
+        fast = metagradients.compiled if compiled else metagradients.traced
+        self.estimator = fast(metagradients.reptile)
+        self.predict = Predictor(fast)
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Fresh meta-parameters."""
+        return self.learner.init(generator)
+
+    def tasks(self, generator: torch.Generator) -> Tasks:
+        """A meta-batch, its support sets cut into minibatches."""
+        e = self.experiment
+        tasks = self.family.sample(e.meta_batch, generator)
+        return Tasks(minibatches(tasks.support, e.inner_batch, e.inner_steps, generator), tasks.query)
+
+    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """θ − mean φ over a fresh meta-batch, and the mean query loss."""
+        step, query_losses = self.estimator(self.learner, theta, self.tasks(generator))
+        return step, query_losses.mean()
+
+    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+        """All metrics, on all test episodes."""
+        return self._accuracies(theta, self.experiment.test_tasks)
+
+    def spot_check(self, theta: Params) -> dict[str, evaluation.Interval]:
+        """The metrics of the first episodes alone: for the points on the way, and to check a record."""
+        return self._accuracies(theta, self.experiment.spot_tasks)
+
+    def _accuracies(self, theta: Params, count: int) -> dict[str, evaluation.Interval]:
+        e, metrics = self.experiment, {}
+        for shots in e.test_shots:
+            family = FewShot(self.test, e.ways, shots, e.queries)
+            draws = runtime.generator(TEST_SEED + shots)
+            right = []
+            for _ in tqdm(range(0, count, BLOCK), desc=f"testing, {shots} shot", leave=False, mininterval=1):
+                tasks = family.sample(BLOCK, draws)
+                batches = minibatches(tasks.support, e.test_batch, e.test_steps, draws)
+                tasks, batches = tree_map(lambda t: t.to(self.device), (tasks, batches))
+                right.append(self.predict(self.learner, theta, tasks, batches).cpu())
+            right = torch.cat(right, 1)[:, :count]
+            for kind, accuracies in zip(("inductive", "transductive"), right, strict=True):
+                values = evaluation.interval(accuracies)
+                metrics[f"{kind}_accuracy_{shots}_shot"] = values
+                spot = evaluation.interval(accuracies[: e.spot_tasks])
+                metrics[f"spot_{kind}_accuracy_{shots}_shot"] = spot
+        first = f"inductive_accuracy_{e.test_shots[0]}_shot"
+        return {"test_accuracy": metrics[first]} | metrics
+
+
+class Predictor:
+    """Accuracies of a batch of tasks after adaptation; one inner step is recorded, and used as often as needed."""
+
+    def __init__(self, fast: Callable[[Callable], Callable]) -> None:
+        self.step, self.outcome = fast(_step), metagradients.traced(_outcome)
+
+    def __call__(self, learner: MinibatchDescent, theta: Params, tasks: Tasks, batches: Examples) -> Tensor:
+        """``[2, tasks]``: each query classified beside the support set, and all of them together with it."""
+        found, count = [], len(batches.x)
+        size = CHUNK if batches.x.device.type == "cpu" and count % CHUNK == 0 else count
+        for begin in range(0, count, size):
+            chunk, parts = tree_map(lambda t, begin=begin: t[begin : begin + size], (tasks, batches))
+            phi = {name: value.expand(size, *value.shape).contiguous() for name, value in learner.start(theta).items()}
+            for step in range(parts.x.shape[1]):
+                phi = self.step(learner, theta, phi, tree_map(lambda t, step=step: t[:, step].contiguous(), parts))
+            found.append(self.outcome(learner, phi, chunk))
+        return torch.cat(found, 1)
+
+
+def _step(learner: MinibatchDescent, theta: Params, phi: Params, batch: Examples) -> Params:
+    return vmap(learner.step, in_dims=(None, 0, 0))(theta, phi, batch)
+
+
+def _outcome(learner: MinibatchDescent, phi: Params, tasks: Tasks) -> Tensor:
+    def one(phi: Params, task: Tasks) -> Tensor:
+        apart = evaluation.one_by_one(learner, phi, *task)
+        # The official code's transductive batch holds the support set too.
+        together = learner.model(phi, torch.cat([task.support.x, task.query.x]))[len(task.support.x) :]
+        return torch.stack([losses.accuracy(outputs, task.query.y) for outputs in (apart, together)])
+
+    return vmap(one)(phi, tasks).T
+
+
+@dataclass(frozen=True)
+class Combinations:
+    """Figure 3 of the paper: which of the gradients of the inner path should move θ?
+
+    Ten networks with the same start see the same tasks. Each goes k = 1 … 4 steps of plain SGD on k minibatches that do
+    not overlap, and moves by one combination of the gradients on the way: their sum, the sum divided by k, or the last
+    alone. θ holds the networks under the name of their combination, such as ``g1+g2/``.
+
+    Attributes:
+        inner_batch: 25, all classes' ``shots`` in one minibatch.
+        outer_rate: 0.25; an entry ``(g1+g2)/2`` moves by half of it.
+    """
+
+    name: str
+    ways: int = 5
+    shots: int = 5
+    inner_batch: int = 25
+    inner_rate: float = 0.003
+    longest: int = 4
+    iterations: int = 40_000
+    outer: str = "sgd"
+    outer_rate: float = 0.25
+    outer_rate_final: float = 0.0
+    seed: int = 0
+    queries: int = 1
+    test_steps: int = 5
+    test_tasks: int = 1_000
+    evaluate_every: int = 2_000
+    paper: str = "reptile"
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as JSON."""
+        return asdict(self)
+
+    def data(self) -> dict[str, Any]:
+        """Digest of the images and of the split."""
+        from helpers.tasks import omniglot
+
+        return omniglot.provenance()
+
+    def combinations(self) -> dict[str, tuple[float, ...]]:
+        """Name and weights of each combination, in the order of the paper's legend."""
+        found = {}
+        for k in range(1, self.longest + 1):
+            total = "+".join(f"g{i}" for i in range(1, k + 1))
+            found[total] = (1.0,) * k
+            if k > 1:
+                found[f"({total})/{k}"] = (1.0 / k,) * k
+                found[f"g{k}"] = (0.0,) * (k - 1) + (1.0,)
+        return found
+
+    def learner(self) -> MinibatchDescent:
+        """Network, loss and inner loop."""
+        return MinibatchDescent(network(self.ways), losses.cross_entropy, self.inner_rate)
+
+    def setup(self, device: torch.device, compiled: bool) -> CombinationsTraining:
+        """Load the images and build the estimators."""
+        from helpers.tasks import omniglot
+
+        return CombinationsTraining(self, omniglot.load("train").images, omniglot.load("test").images, device)
+
+
+class CombinationsTraining:
+    """The ten networks on one device."""
+
+    def __init__(self, experiment: Combinations, train: Tensor, test: Tensor, device: torch.device) -> None:
+        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
+        e = experiment
+        self.weights = e.combinations()
+        # All twenty images of a class are needed for the longest path, so none is left for queries of their own.
+        half = e.shots * e.longest // 2
+        self.family = FewShot(train.to(device), e.ways, half, half)
+        self.test = test
+        self.estimators = {
+            name: metagradients.traced(metagradients.combination(weights)) for name, weights in self.weights.items()
+        }
+        self.predict = Predictor(metagradients.traced)
+
+    def init(self, generator: torch.Generator) -> Params:
+        """One start for all ten."""
+        theta = self.learner.init(generator)
+        return {f"{kind}/{name}": value for kind in self.weights for name, value in theta.items()}
+
+    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """The ten combinations on the same task, in the units of the inner rate; the loss is the mean of all, each
+        measured on the first minibatch after its inner path."""
+        e, gradients, all_losses = self.experiment, {}, []
+        examples = tree_map(lambda *halves: torch.cat(halves, 1), *self.family.sample(1, generator))
+        batches = minibatches(examples, e.inner_batch, e.longest, generator)
+        query = tree_map(lambda t: t[:, 0], batches)
+        for kind, weights in self.weights.items():
+            support = tree_map(lambda t, k=len(weights): t[:, :k], batches)
+            gradient, loss = self.estimators[kind](self.learner, part(theta, kind), Tasks(support, query))
+            gradients |= {f"{kind}/{name}": e.inner_rate * g for name, g in gradient.items()}
+            all_losses.append(loss.mean())
+        return gradients, torch.stack(all_losses).mean()
+
+    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+        """Accuracy ``KIND/transductive`` and ``KIND/inductive`` of each after five steps on all support examples."""
+        e, metrics = self.experiment, {}
+        family, draws = FewShot(self.test, e.ways, e.shots, e.queries), runtime.generator(TEST_SEED)
+        tasks = family.sample(e.test_tasks, draws)
+        batches = minibatches(tasks.support, e.inner_batch, e.test_steps, draws)
+        tasks, batches = tree_map(lambda t: t.to(self.device), (tasks, batches))
+        for kind in self.weights:
+            right = self.predict(self.learner, part(theta, kind), tasks, batches).cpu()
+            for way, accuracies in zip(("inductive", "transductive"), right, strict=True):
+                metrics[f"{kind}/{way}"] = evaluation.interval(accuracies)
+        longest = "+".join(f"g{i}" for i in range(1, e.longest + 1))
+        return {"test_accuracy": metrics[f"{longest}/inductive"]} | metrics
+
+
+def part(theta: Params, kind: str) -> Params:
+    """The entries of θ under ``kind/``, without that prefix."""
+    return {name.removeprefix(f"{kind}/"): value for name, value in theta.items() if name.startswith(f"{kind}/")}
+
+
+@dataclass(frozen=True)
+class SineDemo:
+    """The sine wave of the official demonstration, several seeds side by side.
+
+    Every parameter carries a leading seed axis. The demonstration fits 50 fixed points with minibatches of 10, one round
+    an outer iteration, and one task at a time.
+
+    Attributes:
+        points: equally spaced x in [−5, 5] that a task consists of.
+        inner_rate: of SGD, in training and at test.
+        shots: points that are seen at test.
+        test_steps: inner steps at test after which the error on all points is measured.
+    """
+
+    name: str
+    hidden: tuple[int, ...] = (64, 64)
+    points: int = 50
+    inner_batch: int = 10
+    inner_rate: float = 0.02
+    iterations: int = 30_000
+    outer: str = "sgd"
+    outer_rate: float = 0.1
+    outer_rate_final: float = 0.0
+    seed: int = 0
+    seeds: int = 5
+    shots: int = 10
+    test_tasks: int = 600
+    test_steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32)
+    evaluate_every: int = 10_000
+    paper: str = "reptile"
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as JSON."""
+        return asdict(self)
+
+    def data(self) -> dict[str, Any]:
+        """The tasks are drawn, not stored."""
+        return {"data": "sinusoids"}
+
+    def family(self) -> Sinusoids:
+        """Amplitudes in [0.1, 5] and, unlike MAML's, all phases."""
+        return Sinusoids(self.points, 1, phases=(0.0, 2 * torch.pi))
+
+    def learner(self) -> MinibatchDescent:
+        """The tanh network of the demonstration."""
+        model = MLP((1, *self.hidden, 1), activation="tanh", scale=None)
+        return MinibatchDescent(model, losses.mean_squared_error, self.inner_rate)
+
+    def setup(self, device: torch.device, compiled: bool) -> SineTraining:
+        """Make the learner."""
+        return SineTraining(self, device)
+
+
+class SineTraining:
+    """The sine study on one device."""
+
+    def __init__(self, experiment: SineDemo, device: torch.device) -> None:
+        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
+        self.estimator = metagradients.traced(self._seeds)
+
+    def _seeds(self, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
+        return vmap(lambda theta, tasks: metagradients.reptile(self.learner, theta, tasks))(theta, tasks)
+
+    def init(self, generator: torch.Generator) -> Params:
+        """θ ``[seeds, ...]``."""
+        drawn = [self.learner.init(generator) for _ in range(self.experiment.seeds)]
+        return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+
+    def waves(self, count: int, generator: torch.Generator) -> Examples:
+        """Whole waves ``[seeds * count, points, 1]``."""
+        e = self.experiment
+        wave = e.family().wave(e.seeds * count, e.points, generator)
+        return wave
+
+    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """θ − φ of each seed on a wave of its own, and the mean error on the whole wave after the inner round."""
+        e = self.experiment
+        wave = self.waves(1, generator)
+        support = minibatches(wave, e.inner_batch, e.points // e.inner_batch, generator)
+        tasks = tree_map(lambda t: t.unflatten(0, (e.seeds, 1)), Tasks(support, wave))
+        step, errors = self.estimator(theta, tasks)
+        return step, errors.mean()
+
+    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+        """Error on the whole wave ``mse_{steps}`` after steps on ``shots`` random points; and of a fresh network."""
+        e, draws = self.experiment, runtime.generator(TEST_SEED)
+        wave = self.waves(e.test_tasks, draws)
+        chosen = minibatches(wave, e.shots, 1, draws)
+        support = Examples(*(t.expand(-1, max(e.test_steps), *t.shape[2:]) for t in chosen))
+        tasks = tree_map(lambda t: t.to(self.device).unflatten(0, (e.seeds, e.test_tasks)), Tasks(support, wave))
+
+        def curve(theta: Params, tasks: Tasks) -> Tensor:
+            def one(task: Tasks) -> Tensor:
+                phi, errors = theta, [self.learner.query_loss(theta, task.query)]
+                for step in range(max(e.test_steps)):
+                    phi = self.learner.step(theta, phi, Examples(task.support.x[step], task.support.y[step]))
+                    errors.append(self.learner.query_loss(phi, task.query))
+                return torch.stack([errors[steps] for steps in e.test_steps])
+
+            return vmap(one)(tasks).mean(0)
+
+        fresh = tree_map(lambda t: t.to(self.device), self.init(runtime.generator(e.seed)))
+        metrics = {}
+        for kind, start in (("reptile", theta), ("scratch", fresh)):
+            for steps, errors in zip(e.test_steps, vmap(curve)(start, tasks).T, strict=True):
+                metrics[f"{kind}_mse_{steps}"] = evaluation.over_seeds(errors)
+        headline = f"reptile_mse_{max(e.test_steps)}"
+        return {headline: metrics[headline]} | metrics
+
+
+def experiments() -> list:
+    """The experiments of the chapter, the most important first."""
+    twenty_way = {"ways": 20, "inner_batch": 20, "inner_steps": 10, "inner_rate": 5e-4, "iterations": 200_000}
+    twenty_way |= {"test_batch": 10}
+    return [
+        Omniglot("reptile-omniglot-5w1s"),
+        SineDemo("reptile-sine"),
+        Combinations("reptile-combinations"),
+        Omniglot("reptile-omniglot-5w1s-fresh", carry=False),
+        Omniglot("reptile-omniglot-20w1s", **twenty_way),
+    ]
