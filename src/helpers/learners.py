@@ -41,6 +41,9 @@ class GradientDescent:
         learn_rates: one learned inner rate a parameter, kept in θ under ``rate:NAME`` (Meta-SGD, Li et al. 2017).
         first_order: treat the inner gradients as constants, ∂φ/∂θ ≈ I.
         outer_loss: the loss on the query set, where it differs.
+        query_sets: the query set comes as so many sets that are classified apart, its examples of a class dealt out to
+            them in order; the outer loss is their mean. With normalisation by batch statistics this is not the same as
+            one large set: training then sees queries in sets as small as those of the test.
 
     Source: Finn, Abbeel and Levine (2017), algorithm 1, line 6.
     """
@@ -52,6 +55,7 @@ class GradientDescent:
     learn_rates: bool = False
     first_order: bool = False
     outer_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    query_sets: int = 1
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh meta-parameters θ: the model's and, with ``learn_rates``, one rate beside each adapted entry."""
@@ -97,7 +101,11 @@ class GradientDescent:
 
     def query_loss(self, phi: Params, query: Examples) -> Tensor:
         """The outer loss of task parameters φ on the query set."""
-        return (self.outer_loss or self.loss)(self.model(phi, query.x), query.y)
+        loss = self.outer_loss or self.loss
+        if self.query_sets == 1:
+            return loss(self.model(phi, query.x), query.y)
+        x, y = (t.unflatten(0, (-1, self.query_sets)) for t in query)
+        return vmap(lambda x, y: loss(self.model(phi, x), y), in_dims=1)(x, y).mean()
 
     def task_loss(self, theta: Params, task: Tasks) -> Tensor:
         """Query loss after adaptation: the summand of the meta-objective, a scalar for one task."""
@@ -182,7 +190,7 @@ class Proximal(GradientDescent):
     Attributes:
         strength: λ, where Λ = λ I; of a learned Λ the initial value.
         learn_strength: None for the fixed λ, or what is learned, kept in θ: ``"scalar"``, ``"layer"`` (one λ for each
-            parameter tensor), ``"diagonal"`` (one for each coordinate), in the form log λ, so that they stay positive, or
+            parameter tensor) or ``"diagonal"`` (one for each coordinate), all as log λ, so that they stay positive; or
             ``"matrix"``, a full Λ = A Aᵀ over all adapted coordinates, for small problems.
 
     Source: Rajeswaran, Finn, Kakade and Levine (2019), equation 3; section 3 proposes the matrix.
@@ -260,8 +268,8 @@ class Proximal(GradientDescent):
 class HessianFree(Proximal):
     """The proximal inner problem solved by truncated Newton steps, "Hessian-free": the other inner solver of iMAML.
 
-    Each of the ``steps`` solves (∇²L(φ) + Λ) d = −∇ by conjugate gradients with Hessian-vector products and goes along d
-    by the best of a few lengths, 0 among them, so that the objective never grows. Where the curvature along a search
+    Each of the ``steps`` solves (∇²L(φ) + Λ) d = −∇ by conjugate gradients with Hessian-vector products and goes along
+    d by the best of a few lengths, 0 among them, so that the objective never grows. Where the curvature along a search
     direction is not positive, the direction found so far is used, or minus ``rate`` times the gradient if there is none
     yet. ``learn_rates`` has no meaning here.
 

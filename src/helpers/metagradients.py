@@ -26,7 +26,8 @@ from helpers.tasks import Examples, Tasks
 from helpers.tracing import compiled, linearized, traced
 
 __all__ = [
-    "Estimator", "Implicit", "chunked", "combination", "compiled", "fomaml", "imaml", "maml", "reptile", "stepwise", "traced"
+    "Estimator", "Implicit", "chunked", "combination", "compiled", "fomaml", "imaml", "maml", "reptile", "stepwise",
+    "traced",
 ]  # fmt: skip
 
 Estimator = Callable[[GradientDescent, Params, Tasks], tuple[Params, Tensor]]
@@ -69,8 +70,8 @@ def reptile(learner: MinibatchDescent, theta: Params, tasks: Tasks) -> tuple[Par
     """Reptile: θ minus the mean of the adapted parameters, so that an outer step of size ε goes θ ← θ + ε (φ̄ − θ).
 
     Not the gradient of any function, and in no need of a query set: nothing is differentiated through the inner loop.
-    With plain SGD inside it is the inner rate times the sum of the inner gradients. What an inner optimiser carries from
-    task to task (``carried:…``) comes out the same way, as its old value minus the mean of the new ones.
+    With plain SGD inside it is the inner rate times the sum of the inner gradients. What an inner optimiser carries
+    from task to task (``carried:…``) comes out the same way, as its old value minus the mean of the new ones.
 
     Args:
         learner: any learner; the official code's is :class:`~helpers.learners.MinibatchAdam`.
@@ -90,8 +91,8 @@ def reptile(learner: MinibatchDescent, theta: Params, tasks: Tasks) -> tuple[Par
 def combination(weights: Sequence[float]) -> Estimator:
     """An estimator that moves θ by a weighted sum of the gradients met on the inner path, Σ wᵢ gᵢ.
 
-    ``(1, 1)`` is two-step Reptile divided by the inner rate, ``(0, 1)`` is first-order MAML judged on a minibatch of its
-    own, and ``(1,)`` is joint training: the gradient of the expected loss.
+    ``(1, 1)`` is two-step Reptile divided by the inner rate, ``(0, 1)`` is first-order MAML judged on a minibatch of
+    its own, and ``(1,)`` is joint training: the gradient of the expected loss.
 
     Args:
         weights: one for each minibatch of the support set.
@@ -140,11 +141,11 @@ class imaml:  # noqa: N801 (an estimator, like the functions beside it)
 
     At the end φ* of the proximal inner problem its gradient F(φ, θ) = ∇L(φ) + Λ (φ − θ) is 0. So φ* moves with θ as
     dφ*/dθ = −(∂F/∂φ)⁻¹ ∂F/∂θ = (∇²L(φ*) + Λ)⁻¹ Λ, and with any other entry of θ (a learned Λ, parameters that are not
-    adapted) by its own ∂F/∂θ. One linear system a task, solved with Hessian-vector products, replaces the inner path, so
-    the memory does not grow with the number of inner steps.
+    adapted) by its own ∂F/∂θ. One linear system a task, solved with Hessian-vector products, replaces the inner path,
+    so the memory does not grow with the number of inner steps.
 
     Args:
-        solver: ``solver(product, b) -> Solution``, such as ``partial(conjugate_gradient, steps=5)``.
+        solver: ``solver(product, b) -> Solution``; by default ``partial(conjugate_gradient, steps=5)``, the paper's.
         by: how each of the pieces is run: as it is, or by :func:`~helpers.tracing.traced`; with ``traced`` one inner
             step and one Hessian-vector product are recorded, whatever their number.
         tolerance: if given, warn where a system is left with a larger residual (:func:`helpers.solvers.report`).
@@ -157,11 +158,12 @@ class imaml:  # noqa: N801 (an estimator, like the functions beside it)
 
     def __init__(
         self,
-        solver: Callable[..., solvers.Solution] = partial(solvers.conjugate_gradient, steps=5),
+        solver: Callable[..., solvers.Solution] | None = None,
         by: Callable[[Callable], Callable] | None = None,
         tolerance: float | None = None,
     ) -> None:
-        self.solver, self.tolerance = solver, tolerance
+        self.solver = solver or partial(solvers.conjugate_gradient, steps=5)
+        self.tolerance = tolerance
         plain = by is None
         by = by or (lambda function: function)
         self._step, self._measure, self._by_theta = by(_step), by(_measure), by(_pull_by_theta)

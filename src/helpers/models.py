@@ -127,9 +127,9 @@ class ConvNet:
     The official code draws the head from a unit normal distribution (``head_scale=1``). The default is smaller: the
     first predictions are then near uniform instead of confidently wrong, which saves about a thousand iterations.
 
-    The networks of Reptile's and iMAML's codes differ in their ends: ``flatten`` feeds all positions of the last block to
-    the linear layer instead of their mean (so the image size matters), and ``affine`` gives each normalisation a scale,
-    ``norm1.scale`` ``[out]``, which the inner loop adapts together with the shift.
+    The networks of Reptile's and iMAML's codes differ in their ends: ``flatten`` feeds all positions of the last block
+    to the linear layer instead of their mean (so the image size matters), and ``affine`` gives each normalisation a
+    scale, ``norm1.scale`` ``[out]``, which the inner loop adapts together with the shift.
 
     Attributes:
         ways: number of classes.

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,31 @@ def fast_products() -> bool:
         return True
     torch.set_float32_matmul_precision(before)
     return False
+
+
+def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """Bytes of tensors alive at the worst moment of ``function()``, beyond what was alive before it.
+
+    Counted at PyTorch's allocator, allocation by allocation, so temporaries inside an operation are included and
+    nothing is estimated. On a GPU it is the allocator's own peak.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    settings = {"activities": [torch.profiler.ProfilerActivity.CPU], "profile_memory": True}
+    with torch.profiler.profile(**settings) as profiler:
+        result = function()
+    del result
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
 
 
 def write_atomically(path: Path, content: bytes) -> None:

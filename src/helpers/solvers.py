@@ -22,8 +22,8 @@ class Solution(NamedTuple):
         x: the solutions, tensors ``[T, ...]``.
         residual: ‖b − A x‖ / ‖b‖ as the iteration keeps it, ``[T]``.
         iterations: steps that were taken, ``[T]``, whole numbers.
-        indefinite: whether a direction p with pᵀ A p ≤ 0 was met, ``[T]``; the solver stopped there, and x minimises the
-            quadratic over the directions before it, not over all of them.
+        indefinite: whether a direction p with pᵀ A p ≤ 0 was met, ``[T]``; the solver stopped there, and x minimises
+            the quadratic over the directions before it, not over all of them.
     """
 
     x: Params
@@ -116,8 +116,8 @@ def report(found: Solution, tolerance: float) -> None:
     """Warn of every problem that was not solved: non-convergence is said, not hidden.
 
     Warns:
-        NotConverged: names how many of the problems have a residual above ``tolerance``, and how many matrices were seen
-            to be indefinite.
+        NotConverged: says how many of the problems have a residual above ``tolerance``, and how many matrices were
+            seen to be indefinite.
     """
     total = len(found.residual)
     late, bad = int((found.residual > tolerance).sum()), int(found.indefinite.sum())

@@ -48,8 +48,8 @@ class Run(Protocol):
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """All metrics of the record, on tasks that are the same on every call.
 
-        Where that takes long, a run also has ``spot_check(theta)``: some of the same metrics (those that can be had from
-        part of the tasks), for the points on the way and for checking a record.
+        Where that takes long, a run also has ``spot_check(theta)``: metrics from part of the tasks, for the points on
+        the way and for checking a record; those named ``spot_…`` are the same in both.
         """
         ...
 
@@ -63,7 +63,7 @@ class Experiment(Protocol):
     outer_rate: float
     seed: int
     evaluate_every: int
-    # Optional: ``outer``, "adam" (the default) or "sgd", and ``outer_rate_final``, to which the outer rate goes linearly.
+    # Optional: ``outer``, "adam" (the default) or "sgd"; ``outer_rate_final``, to which the outer rate goes linearly.
 
     def config(self) -> dict[str, Any]:
         """The whole configuration as JSON. A checkpoint of another configuration is refused."""
@@ -379,7 +379,7 @@ def _train(
 
 
 def annealed(rate: float, final: float, part: float) -> float:
-    """The outer rate when ``part`` (0 … 1) of the iterations are done, on a straight line from ``rate`` to ``final``."""
+    """The outer rate when ``part`` (0 … 1) of the iterations is done: a straight line from ``rate`` to ``final``."""
     return rate + (final - rate) * part
 
 

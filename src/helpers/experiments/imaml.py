@@ -1,20 +1,22 @@
-"""The recorded experiments of the iMAML chapter: Omniglot at the paper's set-up, and four estimators at equal compute."""
+"""The recorded experiments of the iMAML chapter: Omniglot at the paper's set-up; four estimators at equal compute."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import grad_and_value, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from helpers import evaluation, losses, metagradients, runtime
-from helpers.learners import HessianFree, Proximal
+from helpers.learners import GradientDescent, HessianFree, MinibatchAdam, Proximal
 from helpers.models import ConvNet, Params
 from helpers.solvers import conjugate_gradient
-from helpers.tasks import FewShot, Tasks
+from helpers.tasks import Examples, FewShot, Tasks, minibatches
 from helpers.tasks.images import ImageClasses, hashed_order
 
 TEST_SEED = 20_190_910  # of the test tasks; the same tasks for every experiment and every evaluation
@@ -23,17 +25,22 @@ LEAK_SEED = 2  # of the split that takes no notice of what was trained on
 
 @dataclass(frozen=True)
 class Omniglot:
-    """Few-shot Omniglot, as in section 4 of the paper and the command of its released code, with the paper's mathematics.
+    """Few-shot Omniglot, as in section 4 of the paper and by the command of its released code.
 
-    Network, learning rates, λ and numbers of steps are the released code's; the inner problem has its proximal term in
-    every step and the linear system is the paper's (v + Hv/λ, here written Hv + λv), which the released code's is not.
+    The network is MAML's, as the paper says, so that against the MAML chapter only the estimator changes. Learning
+    rates, λ and numbers of steps are the paper's. The linear system is the paper's too, v + Hv/λ (here λv + Hv), which the
+    released code's is not, with damping: without, the meta-gradient explodes after some hundred iterations on the tasks
+    whose Hessian has an eigenvalue near −λ.
 
     Attributes:
         solver: of the inner problem, ``"gradient"`` or ``"hessian-free"``.
         strength: λ.
         cg_steps: conjugate-gradient steps of the meta-gradient.
-        newton_cg_steps: and of one Newton step, for ``"hessian-free"``.
-        queries: query examples a class; the released code takes as many as shots.
+        damping: added to λ in the linear system alone. The released code adds 10 there.
+        newton_cg_steps: conjugate-gradient steps of one Newton step, for ``"hessian-free"``.
+        queries: query examples a class of a test task, and of each query set in training.
+        query_sets: query sets of a training task. The released code has one, as small as the support set; five make the
+            gradient less noisy for a sixth more time.
         headline_steps: inner steps of ``test_accuracy``, those of training.
         diagnosed_tasks: test tasks on which the linear solver's residual is measured.
         chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.
@@ -44,10 +51,12 @@ class Omniglot:
     ways: int = 5
     shots: int = 1
     queries: int = 1
+    query_sets: int = 5
     inner_rate: float = 0.1
     inner_steps: int = 16
     strength: float = 2.0
     cg_steps: int = 5
+    damping: float = 10.0
     newton_cg_steps: int = 5
     meta_batch: int = 32
     iterations: int = 20_000
@@ -73,10 +82,10 @@ class Omniglot:
 
     def learner(self) -> Proximal:
         """Network, loss and inner loop."""
-        model = ConvNet(self.ways, head_scale=None, flatten=True, affine=True, gain=3**0.5)
-        settings = {"strength": self.strength}
+        model = ConvNet(self.ways)
+        settings = {"strength": self.strength, "query_sets": self.query_sets}
         if self.solver == "hessian-free":
-            settings["solver_steps"] = self.newton_cg_steps
+            settings |= {"solver_steps": self.newton_cg_steps, "damping": self.damping}
         kind = HessianFree if self.solver == "hessian-free" else Proximal
         return kind(model, losses.cross_entropy, self.inner_rate, self.inner_steps, **settings)
 
@@ -88,9 +97,9 @@ class Omniglot:
 
 
 def leaking_split() -> ImageClasses:
-    """As many test characters as there are, drawn anew from all 1,623, as the released test script does with its own seed.
+    """As many test characters as there are, drawn anew from all 1,623, as the released test script does.
 
-    Its first list holds the training characters, so three in four of these have been trained on.
+    That script has a seed of its own, so three in four of these characters have been trained on.
     """
     from helpers.tasks import omniglot
 
@@ -115,11 +124,11 @@ class OmniglotTraining:
     ) -> None:
         self.experiment, self.device, self.learner = experiment, device, experiment.learner()
         e = experiment
-        self.family = FewShot(train.images.to(device), e.ways, e.shots, e.queries)
+        self.family = FewShot(train.images.to(device), e.ways, e.shots, e.queries * e.query_sets)
         self.tests = {"test": self.draw(test), "leaking": self.draw(leaking)}
         trained = {name.removesuffix("/rot000") for name in train.names}
-        self.trained = sum(name in trained for name in leaking.names)
-        solver = partial(conjugate_gradient, steps=e.cg_steps)
+        self.share_trained = sum(name in trained for name in leaking.names) / len(leaking)
+        solver = partial(conjugate_gradient, steps=e.cg_steps, damping=e.damping)
         self.estimator = metagradients.imaml(solver, by=metagradients.compiled if compiled else metagradients.traced)
         # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
         self.chunk = e.chunk if device.type == "cpu" else e.meta_batch
@@ -154,16 +163,15 @@ class OmniglotTraining:
             measured |= {f"{kind}_accuracy_{s}": value for s, value in zip(e.test_steps, found, strict=True)}
         headline = (e.headline_steps,)
         measured["leaking_accuracy"] = accuracies(self.learner, self.tests["leaking"], headline)[0]
-        never = evaluation.Interval(self.trained / len(self.tests["leaking"].support.x), float("nan"), 1)
-        measured["leaking_share_trained"] = never
+        measured["leaking_share_trained"] = evaluation.Interval(self.share_trained, float("nan"), 1)
         # The released test script adapts without the proximal term. (No strength at all is not a proximal problem.)
         if e.solver == "gradient":
             free = self.learner.with_(strength=1e-30)
             measured["unpulled_accuracy"] = accuracies(free, self.tests["test"], headline)[0]
         residuals, stationary, indefinite = [], [], []
         for begin in range(0, e.diagnosed_tasks, e.chunk):
-            part = tree_map(lambda t, begin=begin: t[begin : begin + e.chunk], self.tests["test"])
-            found = self.estimator.solve(self.learner, theta, part)
+            some = tree_map(lambda t, begin=begin: t[begin : begin + e.chunk], self.tests["test"])
+            found = self.estimator.solve(self.learner.with_(query_sets=1), theta, some)
             residuals.append(found.solution.residual)
             stationary.append(found.stationarity)
             indefinite.append(found.solution.indefinite.double())
@@ -172,14 +180,214 @@ class OmniglotTraining:
         return {"test_accuracy": measured[f"transductive_accuracy_{e.headline_steps}"]} | measured
 
 
+def released(learner: Proximal, theta: Params, tasks: Tasks, cg_steps: int = 5) -> tuple[Params, Tensor]:
+    """What the public code computes in place of the implicit gradient; an estimator, for comparison.
+
+    Its inner steps leave the proximal term out; one step of the term alone follows them ("pull back"). Its linear
+    system is (2 I + H / (λ + 10)) u = v, where the paper's is (I + H / λ) u = v.
+
+    Source: ``omniglot_implicit_maml.py`` and ``learner_model.py`` of the released code, at the settings of its README.
+    """
+    free = GradientDescent(learner.model, learner.loss, learner.rate, learner.steps)
+    keep = 1 - learner.rate * learner.strength
+
+    def adapt(support: Examples) -> Params:
+        return {name: theta[name] + keep * (value - theta[name]) for name, value in free.adapt(theta, support).items()}
+
+    phi = vmap(adapt)(tasks.support)
+    by_phi, query_losses = vmap(grad_and_value(learner.query_loss))(phi, tasks.query)
+    moving, fixed = learner.split(phi)
+    b, direct = learner.split(by_phi)
+
+    def gradients(moving: Params) -> Params:
+        return vmap(learner.support_gradient)(moving | fixed, tasks.support)
+
+    _, hessian = vjp(gradients, moving)
+
+    def product(v: Params) -> Params:
+        (curved,) = hessian(v)
+        return {name: 2 * v[name] + curved[name] / (learner.strength + 10) for name in v}
+
+    solution = conjugate_gradient(product, b, cg_steps).x
+    return {name: g.mean(0) for name, g in (solution | direct).items()}, query_losses
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One estimator on 5-way 1-shot glyphs, several seeds: a row of the table at equal compute.
+
+    All methods see tasks of the same 30 images: five to adapt to and 25 to be judged on, for Reptile all 30 in
+    minibatches. Seed s draws the start and the tasks; Reptile's batch is smaller, so its tasks are others of the same
+    distribution. The unit of compute is the gradient of one image (forward and backward); a Hessian-vector product
+    counts as two. Every method runs until it has spent ``budget`` of them.
+
+    Attributes:
+        method: ``"maml"``, ``"fomaml"``, ``"reptile"``, ``"imaml"``, or ``"released"`` (:func:`released`).
+        cost: image gradients of one task.
+        budget: image gradients of one seed.
+    """
+
+    name: str
+    method: str
+    inner_rate: float
+    inner_steps: int
+    meta_batch: int
+    outer_rate: float
+    cost: int
+    budget: int = 3_000_000
+    outer: str = "adam"
+    outer_rate_final: float = 1e-3
+    ways: int = 5
+    shots: int = 1
+    queries: int = 5
+    filters: int = 32
+    strength: float = 2.0
+    cg_steps: int = 5
+    reptile_batch: int = 10
+    seed: int = 0
+    seeds: int = 3
+    test_tasks: int = 300
+    looks: int = 8
+    paper: str = "imaml"
+
+    @property
+    def iterations(self) -> int:
+        """As many as the budget pays for."""
+        return self.budget // (self.cost * self.meta_batch)
+
+    @property
+    def evaluate_every(self) -> int:
+        """``looks`` points on the way, the end included."""
+        return max(1, -(-self.iterations // self.looks))
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as JSON."""
+        return asdict(self) | {"iterations": self.iterations, "evaluate_every": self.evaluate_every}
+
+    def data(self) -> dict[str, Any]:
+        """What the glyphs are drawn from."""
+        from helpers.tasks import glyphs
+
+        return glyphs.load("train").provenance
+
+    def learner(self) -> GradientDescent:
+        """The network with all its parameters adapted, and the method's inner loop."""
+        model = ConvNet(self.ways, filters=self.filters, flatten=True, affine=True)
+        settings = (model, losses.cross_entropy, self.inner_rate, self.inner_steps)
+        if self.method in ("imaml", "released"):
+            return Proximal(*settings, strength=self.strength)
+        return MinibatchAdam(*settings) if self.method == "reptile" else GradientDescent(*settings)
+
+    def setup(self, device: torch.device, compiled: bool) -> ComparisonTraining:
+        """Draw the glyphs and build the estimator."""
+        from helpers.tasks import glyphs
+
+        return ComparisonTraining(self, glyphs.load("train").images, glyphs.load("test").images, device)
+
+
+class ComparisonTraining:
+    """A method with its seeds side by side: θ holds them under ``0/``, ``1/`` …"""
+
+    def __init__(self, experiment: Comparison, train: Tensor, test: Tensor, device: torch.device) -> None:
+        e = self.experiment = experiment
+        self.device, self.learner, self.test = device, e.learner(), test
+        self.family = FewShot(train.to(device), e.ways, e.shots, e.queries)
+        self.tested = e.learner()
+        if e.method == "reptile":  # at test all methods have the same five images; Reptile's code then takes 50 steps
+            self.tested = self.tested.with_(steps=50)
+        estimators = {
+            "maml": metagradients.traced(metagradients.maml),
+            "fomaml": metagradients.traced(metagradients.fomaml),
+            "reptile": metagradients.traced(metagradients.reptile),
+            "imaml": metagradients.imaml(partial(conjugate_gradient, steps=e.cg_steps), by=metagradients.traced),
+            "released": metagradients.traced(partial(released, cg_steps=e.cg_steps)),
+        }
+        if e.method not in estimators:
+            raise runtime.UserError(f"there is no method {e.method!r}: choose one of {', '.join(estimators)}")
+        self.estimator = metagradients.chunked(estimators[e.method], 8 if e.method != "reptile" else None)
+        self.seconds, self.count = 0.0, 0
+
+    def init(self, generator: torch.Generator) -> Params:
+        """One start a seed, each from a generator of its own that all methods share."""
+        starts = [self.learner.init(runtime.generator(self.experiment.seed + s)) for s in range(self.experiment.seeds)]
+        return {f"{s}/{name}": value for s, start in enumerate(starts) for name, value in start.items()}
+
+    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """The estimator's gradient for every seed, and the mean query loss; the seconds are counted."""
+        e, gradients, all_losses = self.experiment, {}, []
+        for s in range(e.seeds):
+            draws = runtime.generator(int(torch.randint(2**62, (), generator=generator)))
+            tasks = self.family.sample(e.meta_batch, draws)
+            begin = time.perf_counter()
+            if e.method == "reptile":
+                every = tree_map(lambda *halves: torch.cat(halves, 1), *tasks)
+                tasks = Tasks(minibatches(every, e.reptile_batch, e.inner_steps, draws), tasks.query)
+            gradient, query_losses = self.estimator(self.learner, part(theta, str(s)), tasks)
+            # The first call records the operations, which is no cost of the method.
+            if self.count:
+                self.seconds += time.perf_counter() - begin
+            self.count += 1
+            gradients |= {f"{s}/{name}": g for name, g in gradient.items()}
+            all_losses.append(query_losses.mean())
+        return gradients, torch.stack(all_losses).mean()
+
+    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+        """``test_accuracy`` (transductive) over the seeds, all on the same tasks, and ``seconds_per_iteration``."""
+        e = self.experiment
+        family = FewShot(self.test, e.ways, e.shots, e.queries)
+        tasks = tree_map(lambda t: t.to(self.device), family.sample(e.test_tasks, runtime.generator(TEST_SEED)))
+        found = {True: [], False: []}
+        for s in range(e.seeds):
+            for transductive, values in found.items():
+                values.append(self._accuracy(part(theta, str(s)), tasks, transductive))
+        metrics = {
+            "test_accuracy": evaluation.over_seeds(torch.stack(found[True])),
+            "inductive_accuracy": evaluation.over_seeds(torch.stack(found[False])),
+        }
+        if self.count > 1:
+            seconds = self.seconds / (self.count - 1)
+            metrics["seconds_per_iteration"] = evaluation.Interval(seconds, float("nan"), self.count - 1)
+        return metrics
+
+    def _accuracy(self, theta: Params, tasks: Tasks, transductive: bool) -> Tensor:
+        steps = (self.tested.steps,)
+        curve = evaluation.adaptation_curve(self.tested, theta, tasks, steps, losses.accuracy, transductive, chunk=25)
+        return curve.mean()
+
+
+def part(theta: Params, kind: str) -> Params:
+    """The entries of θ under ``kind/``, without that prefix."""
+    return {name.removeprefix(f"{kind}/"): value for name, value in theta.items() if name.startswith(f"{kind}/")}
+
+
+def comparisons() -> list[Comparison]:
+    """The methods at equal compute; ``cost`` in image gradients a task, as explained at each."""
+    maml = {"inner_rate": 0.4, "meta_batch": 16, "outer_rate": 1e-3}
+    implicit = {"inner_rate": 0.1, "inner_steps": 16, "meta_batch": 16, "outer_rate": 1e-3}
+    return [
+        # Five images adapt, 25 judge, and the way back is one Hessian-vector product of five images.
+        Comparison("imaml-compare-maml", "maml", inner_steps=1, cost=5 + 25 + 2 * 5, **maml),
+        Comparison("imaml-compare-fomaml", "fomaml", inner_steps=1, cost=5 + 25, **maml),
+        # Five minibatches of ten images; no query gradient.
+        Comparison(
+            "imaml-compare-reptile", "reptile", inner_rate=1e-3, inner_steps=5, meta_batch=5, outer="sgd",
+            outer_rate=1.0, outer_rate_final=0.0, cost=5 * 10,
+        ),
+        # 16 steps of five images, the query gradient, and five Hessian-vector products.
+        Comparison("imaml-compare-imaml", "imaml", cost=16 * 5 + 25 + 5 * 2 * 5, **implicit),
+        Comparison("imaml-compare-released", "released", cost=16 * 5 + 25 + 5 * 2 * 5, **implicit),
+    ]  # fmt: skip
+
+
 def experiments() -> list:
     """The experiments of the chapter, the most important first."""
     twenty_way = {"ways": 20, "inner_steps": 25, "meta_batch": 16, "chunk": 2}
     twenty_way |= {"test_steps": (8, 25, 50), "headline_steps": 25}
     newton = {"solver": "hessian-free", "inner_steps": 3, "test_steps": (1, 3, 5), "headline_steps": 3}
-    five_shot = {"shots": 5, "queries": 5, "chunk": 2}
+    five_shot = {"shots": 5, "queries": 5, "query_sets": 1, "chunk": 2}
     return [
         Omniglot("imaml-omniglot-5w1s"),
+        *comparisons(),
         Omniglot("imaml-hf-omniglot-5w1s", **newton),
         Omniglot("imaml-omniglot-5w5s", **five_shot),
         Omniglot("imaml-hf-omniglot-5w5s", **newton | five_shot),

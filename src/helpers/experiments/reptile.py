@@ -1,4 +1,4 @@
-"""The recorded experiments of the Reptile chapter: Omniglot by its official commands, and the studies of its Figure 3."""
+"""The recorded experiments of the Reptile chapter: Omniglot by its official commands, Figure 3, and the sine wave."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNK = 20  # tasks that are adapted at once on a CPU
 
 
 def network(ways: int) -> ConvNet:
-    """The Omniglot network of the official code: four blocks with scale and shift, all positions into the last layer."""
+    """The Omniglot network of the official code: scales and shifts are adapted, the last layer sees all positions."""
     return ConvNet(ways, head_scale=None, flatten=True, affine=True)
 
 
@@ -269,7 +269,7 @@ class CombinationsTraining:
         batches = minibatches(examples, e.inner_batch, e.longest, generator)
         query = tree_map(lambda t: t[:, 0], batches)
         for kind, weights in self.weights.items():
-            support = tree_map(lambda t, k=len(weights): t[:, :k], batches)
+            support = tree_map(lambda t: t[:, : len(weights)], batches)  # noqa: B023
             gradient, loss = self.estimators[kind](self.learner, part(theta, kind), Tasks(support, query))
             gradients |= {f"{kind}/{name}": e.inner_rate * g for name, g in gradient.items()}
             all_losses.append(loss.mean())
@@ -299,8 +299,8 @@ def part(theta: Params, kind: str) -> Params:
 class SineDemo:
     """The sine wave of the official demonstration, several seeds side by side.
 
-    Every parameter carries a leading seed axis. The demonstration fits 50 fixed points with minibatches of 10, one round
-    an outer iteration, and one task at a time.
+    Every parameter carries a leading seed axis. A task is 50 fixed points, seen once in minibatches of 10, and an outer
+    iteration is one task.
 
     Attributes:
         points: equally spaced x in [−5, 5] that a task consists of.
