@@ -276,7 +276,7 @@ class CombinationsTraining:
         return gradients, torch.stack(all_losses).mean()
 
     def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
-        """Accuracy ``KIND/transductive`` and ``KIND/inductive`` of each after five steps on all support examples."""
+        """Accuracies of each after five steps on all support examples, ``g1_g2_inductive_accuracy`` and so on."""
         e, metrics = self.experiment, {}
         family, draws = FewShot(self.test, e.ways, e.shots, e.queries), runtime.generator(TEST_SEED)
         tasks = family.sample(e.test_tasks, draws)
@@ -285,9 +285,15 @@ class CombinationsTraining:
         for kind in self.weights:
             right = self.predict(self.learner, part(theta, kind), tasks, batches).cpu()
             for way, accuracies in zip(("inductive", "transductive"), right, strict=True):
-                metrics[f"{kind}/{way}"] = evaluation.interval(accuracies)
-        longest = "+".join(f"g{i}" for i in range(1, e.longest + 1))
-        return {"test_accuracy": metrics[f"{longest}/inductive"]} | metrics
+                metrics[f"{slug(kind)}_{way}_accuracy"] = evaluation.interval(accuracies)
+        longest = "_".join(f"g{i}" for i in range(1, e.longest + 1))
+        return {"test_accuracy": metrics[f"{longest}_inductive_accuracy"]} | metrics
+
+
+def slug(kind: str) -> str:
+    """A combination's name as the beginning of a metric's: ``(g1+g2)/2`` is ``mean_g1_g2``."""
+    gradients = kind.split("/")[0].strip("()").replace("+", "_")
+    return f"mean_{gradients}" if kind.startswith("(") else gradients
 
 
 def part(theta: Params, kind: str) -> Params:
