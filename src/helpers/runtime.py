@@ -112,9 +112,17 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu")
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     settings = {"activities": [torch.profiler.ProfilerActivity.CPU], "profile_memory": True}
-    with torch.profiler.profile(**settings) as profiler:
-        result = function()
-    del result
+    sys.stderr.flush()
+    loud = os.dup(2)
+    try:
+        with open(os.devnull, "w") as silent:
+            os.dup2(silent.fileno(), 2)  # the profiler announces itself there
+        with torch.profiler.profile(**settings) as profiler:
+            result = function()
+        del result
+    finally:
+        os.dup2(loud, 2)
+        os.close(loud)
     now = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
