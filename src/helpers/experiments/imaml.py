@@ -236,7 +236,7 @@ class Comparison:
     meta_batch: int
     outer_rate: float
     cost: int
-    budget: int = 600_000
+    budget: int = 200_000
     outer: str = "adam"
     outer_rate_final: float = 1e-3
     ways: int = 5
@@ -249,7 +249,7 @@ class Comparison:
     seed: int = 0
     seeds: int = 3
     test_tasks: int = 300
-    looks: int = 4
+    looks: int = 2
     paper: str = "imaml"
 
     @property
