@@ -32,6 +32,8 @@ def tolerance(name: str, record: dict) -> float:
         return (FLIPS + 0.5) / (metric["n"] * config["ways"] * config["queries"])
     if "_diverged_" in name:
         return 1.5 / (config["test_tasks"] * config["seeds"])
+    if name.startswith("solver_"):  # single precision after many steps across kinks: the order of magnitude
+        return 0.1 * abs(metric["value"]) + 0.05
     some_diverge = record["metrics"].get(name.replace("_mse_", "_diverged_"), {}).get("value", 0) > 0
     brink = DIVERGED / (config["test_tasks"] * config["seeds"]) if some_diverge else 0
     return RELATIVE * abs(metric["value"]) + brink
@@ -77,7 +79,10 @@ def test_checkpoint_gives_the_record(name):
             whole = record["metrics"][key.removeprefix("spot_")]
             assert abs(value.value - whole["value"]) <= 2 * (value.ci95 + whole["ci95"]) + 1e-9, key
     else:
-        assert measured.keys() == record["metrics"].keys()
+        # Seconds belong to the run; nobody can measure them again.
+        lasting = {key for key in record["metrics"] if not key.startswith("seconds")}
+        measured = {key: value for key, value in measured.items() if key in lasting}
+        assert measured.keys() == lasting
     wrong = {}
     for key in measured:
         metric = record["metrics"][key]
