@@ -34,9 +34,11 @@ def tolerance(name: str, record: dict) -> float:
         return 1.5 / (config["test_tasks"] * config["seeds"])
     if name.startswith("solver_"):  # single precision after many steps across kinks: the order of magnitude
         return 0.1 * abs(metric["value"]) + 0.05
+    if name.startswith("scratch_"):  # nothing was learned for this start: steps bounce off kinks and narrow valleys
+        return 0.5 * metric["ci95"]
     some_diverge = record["metrics"].get(name.replace("_mse_", "_diverged_"), {}).get("value", 0) > 0
-    brink = DIVERGED / (config["test_tasks"] * config["seeds"]) if some_diverge else 0
-    return RELATIVE * abs(metric["value"]) + brink
+    allowed = RELATIVE * abs(metric["value"])
+    return allowed + DIVERGED / (config["test_tasks"] * config["seeds"]) if some_diverge else allowed
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from sphinx.util.docutils import SphinxDirective
 
 # The floors of the package, lowest first (book/architecture.md); a module that is on none of them is listed last.
 FLOORS = [
-    ("Floor 0: foundations", ("runtime", "operations", "tracing", "solvers", "models", "tasks")),
+    ("Floor 0: foundations", ("runtime", "operations", "tracing", "models", "solvers", "tasks")),
     ("Floor 1: the boxes of the machine", ("losses", "learners", "metagradients", "optimizers")),
     ("Floor 2: training and reporting", ("training", "evaluation", "records", "figures")),
     ("Floor 3: experiments", ("experiments",)),

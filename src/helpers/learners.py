@@ -79,9 +79,13 @@ class GradientDescent:
         moving, fixed = self.split(phi)
         return grad(lambda p: self.loss(self.model(p | fixed, support.x), support.y))(moving)
 
+    def inner_gradient(self, theta: Params, phi: Params, support: Examples) -> Params:
+        """What an inner step descends, by the adapted parameters: here the support loss."""
+        return self.support_gradient(phi, support)
+
     def step(self, theta: Params, phi: Params, support: Examples) -> Params:
         """One inner step, φ ← φ − α ∇L(φ; support)."""
-        gradient = self.support_gradient(detached(phi) if self.first_order else phi, support)
+        gradient = self.inner_gradient(theta, detached(phi) if self.first_order else phi, support)
         return phi | {name: phi[name] - theta.get(RATE + name, self.rate) * g for name, g in gradient.items()}
 
     def adapt(self, theta: Params, support: Examples, steps: int | None = None) -> Params:
@@ -257,11 +261,6 @@ class Proximal(GradientDescent):
         delta = {name: value - theta[name] for name, value in moving.items()}
         pull = sum((delta[name] * value).sum() for name, value in self.pull(theta, delta).items())
         return self.loss(self.model(phi, support.x), support.y) + pull / 2
-
-    def step(self, theta: Params, phi: Params, support: Examples) -> Params:
-        """One step of gradient descent on the inner objective."""
-        gradient = self.inner_gradient(theta, phi, support)
-        return phi | {name: phi[name] - self.rate * g for name, g in gradient.items()}
 
 
 @dataclass(frozen=True)

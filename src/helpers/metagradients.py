@@ -26,8 +26,8 @@ from helpers.tasks import Examples, Tasks
 from helpers.tracing import compiled, linearized, traced
 
 __all__ = [
-    "Estimator", "Implicit", "chunked", "combination", "compiled", "fomaml", "imaml", "maml", "reptile", "stepwise",
-    "traced",
+    "Estimator", "Implicit", "chunked", "combination", "compiled", "fomaml", "imaml", "inner_step",
+    "maml", "query_gradient", "reptile", "stepwise", "traced",
 ]  # fmt: skip
 
 Estimator = Callable[[GradientDescent, Params, Tasks], tuple[Params, Tensor]]
@@ -166,7 +166,7 @@ class imaml:  # noqa: N801 (an estimator, like the functions beside it)
         self.tolerance = tolerance
         plain = by is None
         by = by or (lambda function: function)
-        self._step, self._measure, self._by_theta = by(_step), by(_measure), by(_pull_by_theta)
+        self._step, self._measure, self._by_theta = by(inner_step), by(query_gradient), by(_pull_by_theta)
         self._linearize = _linearize if plain else linearized(_inner_gradient, by=(2,))
 
     def __call__(self, learner: Proximal, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
@@ -203,12 +203,12 @@ class imaml:  # noqa: N801 (an estimator, like the functions beside it)
         return Implicit(gradient, losses, moving | fixed, solvers.dot(inner, inner).sqrt(), solution)
 
 
-def _step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:
+def inner_step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:
     """One inner step of every task."""
     return vmap(learner.step, in_dims=(None, 0, 0))(theta, phi, support)
 
 
-def _measure(learner: GradientDescent, phi: Params, query: Examples) -> tuple[Params, Tensor]:
+def query_gradient(learner: GradientDescent, phi: Params, query: Examples) -> tuple[Params, Tensor]:
     """Gradients of the query losses by φ, and the losses."""
     return vmap(grad_and_value(learner.query_loss))(phi, query)
 
@@ -268,7 +268,7 @@ def stepwise() -> Estimator:
         An estimator equal to :func:`maml`.
     """
 
-    advance, measure = linearized(_step, by=(1, 2)), traced(_measure)
+    advance, measure = linearized(inner_step, by=(1, 2)), traced(query_gradient)
 
     def run(learner: GradientDescent, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
         count, pulls = len(tasks.support.x), []

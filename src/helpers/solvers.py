@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Params = dict[str, Tensor]
+from helpers.models import Params
 
 
 class Solution(NamedTuple):

@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
+from helpers.models import Params
 from helpers.runtime import UserError
+
+
+class Recorded:
+    """What the experiments' dataclasses share: their configuration is their fields."""
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as JSON."""
+        return asdict(self)
+
+
+class OnOmniglot(Recorded):
+    """An experiment whose data are Omniglot."""
+
+    def data(self) -> dict[str, Any]:
+        """Digest of the images and of the split."""
+        from helpers.tasks import omniglot
+
+        return omniglot.provenance()
+
+
+def part(theta: Params, kind: str) -> Params:
+    """The entries of θ under ``kind/``, without that prefix: one of several networks that are trained together."""
+    return {name.removeprefix(f"{kind}/"): value for name, value in theta.items() if name.startswith(f"{kind}/")}
 
 
 def catalogue() -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import evaluation, losses, metagradients, runtime
+from helpers.experiments import OnOmniglot, Recorded, part
 from helpers.learners import GradientDescent
 from helpers.models import MLP, ConvNet, Params
 from helpers.tasks import Examples, FewShot, Sinusoids, Tasks
@@ -22,7 +23,7 @@ DIVERGED = 25.0  # squared error at which adaptation to a sinusoid has failed: t
 
 
 @dataclass(frozen=True)
-class Omniglot:
+class Omniglot(OnOmniglot):
     """Few-shot Omniglot, as in section 5.2 of the paper and the commands of its official code.
 
     Attributes:
@@ -51,16 +52,6 @@ class Omniglot:
     evaluate_every: int = 2_500
     chunk: int = 4
     paper: str = "maml"
-
-    def config(self) -> dict[str, Any]:
-        """The configuration as JSON."""
-        return asdict(self)
-
-    def data(self) -> dict[str, Any]:
-        """Digest of the images and of the split."""
-        from helpers.tasks import omniglot
-
-        return omniglot.provenance()
 
     def learner(self) -> GradientDescent:
         """Network, loss and inner loop."""
@@ -124,7 +115,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class SinusoidStudy:
+class SinusoidStudy(Recorded):
     """Section 5.1 of the paper: MAML, a network pre-trained on all tasks, and an oracle, several seeds side by side.
 
     Every parameter carries a leading seed axis, and θ holds the three networks under ``maml/``, ``pretrained/`` and
@@ -154,10 +145,6 @@ class SinusoidStudy:
     tuning_rates: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.02, 0.05)
     evaluate_every: int = 35_000
     paper: str = "maml"
-
-    def config(self) -> dict[str, Any]:
-        """The configuration as JSON."""
-        return asdict(self)
 
     def data(self) -> dict[str, Any]:
         """The tasks are drawn, not stored."""
@@ -246,11 +233,6 @@ class SinusoidTraining:
         metrics["pretrained_rate"] = evaluation.Interval(tuned, float("nan"), 1)
         headline = f"maml_mse_{max(experiment.test_steps)}"
         return {headline: metrics[headline]} | metrics
-
-
-def part(theta: Params, kind: str) -> Params:
-    """The entries of θ under ``kind/``, without that prefix."""
-    return {name.removeprefix(f"{kind}/"): value for name, value in theta.items() if name.startswith(f"{kind}/")}
 
 
 def _hide(tasks: Tasks) -> Tasks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from helpers import evaluation, losses, metagradients, runtime
+from helpers.experiments import OnOmniglot, Recorded, part
 from helpers.learners import MinibatchAdam, MinibatchDescent
 from helpers.models import MLP, ConvNet, Params
 from helpers.tasks import Examples, FewShot, Sinusoids, Tasks, minibatches
@@ -28,7 +29,7 @@ def network(ways: int) -> ConvNet:
 
 
 @dataclass(frozen=True)
-class Omniglot:
+class Omniglot(OnOmniglot):
     """Few-shot Omniglot by the commands of the official code.
 
     The commands for 1 and for 5 shots train in the same way, with ``train_shots`` examples a class; they differ in the
@@ -67,16 +68,6 @@ class Omniglot:
     spot_tasks: int = 500
     evaluate_every: int = 10_000
     paper: str = "reptile"
-
-    def config(self) -> dict[str, Any]:
-        """The configuration as JSON."""
-        return asdict(self)
-
-    def data(self) -> dict[str, Any]:
-        """Digest of the images and of the split."""
-        from helpers.tasks import omniglot
-
-        return omniglot.provenance()
 
     def learner(self) -> MinibatchAdam:
         """Network, loss and inner loop."""
@@ -149,7 +140,7 @@ class Predictor:
     """Accuracies of a batch of tasks after adaptation; one inner step is recorded, and used as often as needed."""
 
     def __init__(self, fast: Callable[[Callable], Callable]) -> None:
-        self.step, self.outcome = fast(_step), metagradients.traced(_outcome)
+        self.step, self.outcome = fast(metagradients.inner_step), metagradients.traced(_outcome)
 
     def __call__(self, learner: MinibatchDescent, theta: Params, tasks: Tasks, batches: Examples) -> Tensor:
         """``[2, tasks]``: each query classified beside the support set, and all of them together with it."""
@@ -164,10 +155,6 @@ class Predictor:
         return torch.cat(found, 1)
 
 
-def _step(learner: MinibatchDescent, theta: Params, phi: Params, batch: Examples) -> Params:
-    return vmap(learner.step, in_dims=(None, 0, 0))(theta, phi, batch)
-
-
 def _outcome(learner: MinibatchDescent, phi: Params, tasks: Tasks) -> Tensor:
     def one(phi: Params, task: Tasks) -> Tensor:
         apart = evaluation.one_by_one(learner, phi, *task)
@@ -179,7 +166,7 @@ def _outcome(learner: MinibatchDescent, phi: Params, tasks: Tasks) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Combinations:
+class Combinations(OnOmniglot):
     """Figure 3 of the paper: which of the gradients of the inner path should move θ?
 
     Ten networks with the same start see the same tasks. Each goes k = 1 … 4 steps of plain SGD on k minibatches that do
@@ -207,16 +194,6 @@ class Combinations:
     test_tasks: int = 1_000
     evaluate_every: int = 2_000
     paper: str = "reptile"
-
-    def config(self) -> dict[str, Any]:
-        """The configuration as JSON."""
-        return asdict(self)
-
-    def data(self) -> dict[str, Any]:
-        """Digest of the images and of the split."""
-        from helpers.tasks import omniglot
-
-        return omniglot.provenance()
 
     def combinations(self) -> dict[str, tuple[float, ...]]:
         """Name and weights of each combination, in the order of the paper's legend."""
@@ -296,13 +273,8 @@ def slug(kind: str) -> str:
     return f"mean_{gradients}" if kind.startswith("(") else gradients
 
 
-def part(theta: Params, kind: str) -> Params:
-    """The entries of θ under ``kind/``, without that prefix."""
-    return {name.removeprefix(f"{kind}/"): value for name, value in theta.items() if name.startswith(f"{kind}/")}
-
-
 @dataclass(frozen=True)
-class SineDemo:
+class SineDemo(Recorded):
     """The sine wave of the official demonstration, several seeds side by side.
 
     Every parameter carries a leading seed axis. A task is 50 fixed points, seen once in minibatches of 10, and an outer
@@ -331,10 +303,6 @@ class SineDemo:
     test_steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32)
     evaluate_every: int = 10_000
     paper: str = "reptile"
-
-    def config(self) -> dict[str, Any]:
-        """The configuration as JSON."""
-        return asdict(self)
 
     def data(self) -> dict[str, Any]:
         """The tasks are drawn, not stored."""
@@ -372,8 +340,7 @@ class SineTraining:
     def waves(self, count: int, generator: torch.Generator) -> Examples:
         """Whole waves ``[seeds * count, points, 1]``."""
         e = self.experiment
-        wave = e.family().wave(e.seeds * count, e.points, generator)
-        return wave
+        return e.family().wave(e.seeds * count, e.points, generator)
 
     def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
         """θ − φ of each seed on a wave of its own, and the mean error on the whole wave after the inner round."""
@@ -388,19 +355,13 @@ class SineTraining:
         """Error on the whole wave ``mse_{steps}`` after steps on ``shots`` random points; and of a fresh network."""
         e, draws = self.experiment, runtime.generator(TEST_SEED)
         wave = self.waves(e.test_tasks, draws)
-        chosen = minibatches(wave, e.shots, 1, draws)
-        support = Examples(*(t.expand(-1, max(e.test_steps), *t.shape[2:]) for t in chosen))
+        support = tree_map(lambda t: t[:, 0], minibatches(wave, e.shots, 1, draws))
         tasks = tree_map(lambda t: t.to(self.device).unflatten(0, (e.seeds, e.test_tasks)), Tasks(support, wave))
 
         def curve(theta: Params, tasks: Tasks) -> Tensor:
-            def one(task: Tasks) -> Tensor:
-                phi, errors = theta, [self.learner.query_loss(theta, task.query)]
-                for step in range(max(e.test_steps)):
-                    phi = self.learner.step(theta, phi, Examples(task.support.x[step], task.support.y[step]))
-                    errors.append(self.learner.query_loss(phi, task.query))
-                return torch.stack([errors[steps] for steps in e.test_steps])
-
-            return vmap(one)(tasks).mean(0)
+            """Mean errors over the tasks ``[test_steps]``."""
+            loss = losses.mean_squared_error
+            return evaluation.adaptation_curve(self.learner, theta, tasks, e.test_steps, loss, chunk=None).mean(1)
 
         fresh = tree_map(lambda t: t.to(self.device), self.init(runtime.generator(e.seed)))
         metrics = {}

@@ -46,13 +46,8 @@ class Sinusoids:
             ``Tasks`` with ``x`` ``[T, n, 1]`` (``[T, n, 3]`` for the oracle) and ``y`` ``[T, n, 1]``, float32, on the
             generator's device.
         """
-        n = self.shots + self.queries
-
-        def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-            return low + (high - low) * torch.rand(*shape, generator=generator, device=generator.device)
-
-        amplitude, phase = uniform(*self.amplitudes, n_tasks, 1, 1), uniform(*self.phases, n_tasks, 1, 1)
-        x = uniform(*self.inputs, n_tasks, n, 1)
+        amplitude, phase = self._curves(n_tasks, generator)
+        x = _uniform(*self.inputs, n_tasks, self.shots + self.queries, generator)
         y = amplitude * torch.sin(x - phase)
         if self.oracle:
             x = torch.cat([x, amplitude.expand_as(x), phase.expand_as(x)], dim=-1)
@@ -64,9 +59,15 @@ class Sinusoids:
         Returns:
             ``x`` and ``y`` ``[T, points, 1]``, float32, on the generator's device.
         """
-        device = generator.device
-        (low, high), (first, last) = self.amplitudes, self.phases
-        amplitude = low + (high - low) * torch.rand(n_tasks, 1, 1, generator=generator, device=device)
-        phase = first + (last - first) * torch.rand(n_tasks, 1, 1, generator=generator, device=device)
-        x = torch.linspace(*self.inputs, points, device=device).view(1, -1, 1).expand(n_tasks, -1, -1)
+        amplitude, phase = self._curves(n_tasks, generator)
+        x = torch.linspace(*self.inputs, points, device=generator.device).view(1, -1, 1).expand(n_tasks, -1, -1)
         return Examples(x, amplitude * torch.sin(x - phase))
+
+    def _curves(self, n_tasks: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Amplitudes and phases, each ``[T, 1, 1]``."""
+        return _uniform(*self.amplitudes, n_tasks, 1, generator), _uniform(*self.phases, n_tasks, 1, generator)
+
+
+def _uniform(low: float, high: float, n_tasks: int, n: int, generator: torch.Generator) -> torch.Tensor:
+    """Uniform draws ``[T, n, 1]`` on the generator's device."""
+    return low + (high - low) * torch.rand(n_tasks, n, 1, generator=generator, device=generator.device)
