@@ -63,7 +63,8 @@ class Experiment(Protocol):
     outer_rate: float
     seed: int
     evaluate_every: int
-    # Optional: ``outer``, "adam" (the default) or "sgd"; ``outer_rate_final``, to which the outer rate goes linearly.
+    # Optional: ``outer``, "adam" (the default) or "sgd"; ``outer_rate_final``, to which the outer rate goes linearly,
+    # and ``outer_rate_hold``, the iterations before it begins to.
 
     def config(self) -> dict[str, Any]:
         """The whole configuration as JSON. A checkpoint of another configuration is refused."""
@@ -305,7 +306,7 @@ def _train(
     run = experiment.setup(device, compiled)
     generator = runtime.generator(experiment.seed, device)
     state = State(run.init(generator), experiment.outer_rate, generator, getattr(experiment, "outer", "adam"))
-    final = getattr(experiment, "outer_rate_final", experiment.outer_rate)
+    final, hold = getattr(experiment, "outer_rate_final", experiment.outer_rate), getattr(experiment, "outer_rate_hold", 0)
     look = getattr(run, "spot_check", run.evaluate)
     kept = path.exists() and not fresh
     if kept:
@@ -351,7 +352,8 @@ def _train(
     with _stop_requests() as stop, bar:
         while state.iteration < experiment.iterations:
             gradient, loss = run.gradient(state.values(), generator)
-            state.apply(gradient, annealed(experiment.outer_rate, final, state.iteration / experiment.iterations))
+            part = (state.iteration - hold) / max(1, experiment.iterations - hold)
+            state.apply(gradient, annealed(experiment.outer_rate, final, part))
             state.iteration += 1
             state.window.append(loss.detach())
             bar.update()
@@ -379,8 +381,8 @@ def _train(
 
 
 def annealed(rate: float, final: float, part: float) -> float:
-    """The outer rate when ``part`` (0 … 1) of the iterations is done: a straight line from ``rate`` to ``final``."""
-    return rate + (final - rate) * part
+    """The outer rate when ``part`` (0 … 1) of the way is done: a straight line from ``rate`` to ``final``; before, rate."""
+    return rate + (final - rate) * max(0.0, part)
 
 
 def _entries(metrics: dict[str, Interval]) -> dict[str, dict[str, float]]:
