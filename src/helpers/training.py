@@ -306,7 +306,8 @@ def _train(
     run = experiment.setup(device, compiled)
     generator = runtime.generator(experiment.seed, device)
     state = State(run.init(generator), experiment.outer_rate, generator, getattr(experiment, "outer", "adam"))
-    final, hold = getattr(experiment, "outer_rate_final", experiment.outer_rate), getattr(experiment, "outer_rate_hold", 0)
+    final = getattr(experiment, "outer_rate_final", experiment.outer_rate)
+    hold = getattr(experiment, "outer_rate_hold", 0)
     look = getattr(run, "spot_check", run.evaluate)
     kept = path.exists() and not fresh
     if kept:
@@ -381,7 +382,7 @@ def _train(
 
 
 def annealed(rate: float, final: float, part: float) -> float:
-    """The outer rate when ``part`` (0 … 1) of the way is done: a straight line from ``rate`` to ``final``; before, rate."""
+    """The outer rate when ``part`` of the way is done: ``rate`` up to 0, from there a straight line to ``final`` at 1."""
     return rate + (final - rate) * max(0.0, part)
 
 
