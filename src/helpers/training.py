@@ -382,7 +382,7 @@ def _train(
 
 
 def annealed(rate: float, final: float, part: float) -> float:
-    """The outer rate when ``part`` of the way is done: ``rate`` up to 0, from there a straight line to ``final`` at 1."""
+    """The outer rate when ``part`` of the way is done: ``rate`` up to 0, then a straight line to ``final`` at 1."""
     return rate + (final - rate) * max(0.0, part)
 
 
