@@ -23,7 +23,7 @@ from torch.func import grad, vmap
 from helpers import losses, runtime
 from helpers.experiments.imaml import released
 from helpers.learners import STRENGTH, GradientDescent, HessianFree, Proximal
-from helpers.metagradients import chunked, imaml, maml
+from helpers.metagradients import chunked, imaml, maml, stepwise
 from helpers.models import MLP, ConvNet
 from helpers.runtime import generator
 from helpers.solvers import NotConverged, conjugate_gradient, identity
@@ -118,6 +118,22 @@ def test_chunks_and_traces_change_nothing():
         same, same_values = other(learner, theta, tasks)
         assert error(same, gradient) <= 1e-11
         torch.testing.assert_close(same_values, values, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("estimator", [imaml(by=traced), stepwise()], ids=["imaml", "stepwise"])
+def test_one_recording_serves_any_number_of_steps(estimator):
+    learner, theta, tasks = proximal("mlp", steps=2)
+    written = []
+
+    def loss(outputs, y):
+        written.append(len(y))
+        return losses.mean_squared_error(outputs, y)
+
+    learner = learner.with_(loss=loss)
+    estimator(learner, theta, tasks)
+    before = len(written)
+    estimator(learner.with_(steps=5), theta, tasks)
+    assert 0 < before == len(written)
 
 
 def test_no_curvature_at_all_is_first_order():

@@ -184,10 +184,11 @@ class imaml:  # noqa: N801 (an estimator, like the functions beside it)
         Warns:
             NotConverged: if a ``tolerance`` was given and is missed.
         """
-        count = len(tasks.support.x)
+        count, steps = len(tasks.support.x), learner.steps
+        learner = learner.with_(steps=1)  # no piece is longer than that, so one recording of each serves any length
         phi = {name: value.expand(count, *value.shape) for name, value in learner.start(theta).items()}
         with torch.no_grad():  # the path is forgotten: this is what keeps the memory flat
-            for _ in range(learner.steps):
+            for _ in range(steps):
                 phi = self._step(learner, theta, phi, tasks.support)
         by_phi, losses = self._measure(learner, phi, tasks.query)
         b, direct = learner.split(by_phi)
@@ -271,9 +272,10 @@ def stepwise() -> Estimator:
     advance, measure = linearized(inner_step, by=(1, 2)), traced(query_gradient)
 
     def run(learner: GradientDescent, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
-        count, pulls = len(tasks.support.x), []
+        count, steps, pulls = len(tasks.support.x), learner.steps, []
+        learner = learner.with_(steps=1)  # for the recordings all lengths are one
         phi = {name: value.expand(count, *value.shape).contiguous() for name, value in learner.start(theta).items()}
-        for _ in range(learner.steps):
+        for _ in range(steps):
             phi, pull = advance(learner, theta, phi, tasks.support)
             pulls.append(pull)
         v, losses = measure(learner, phi, tasks.query)

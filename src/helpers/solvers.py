@@ -108,8 +108,10 @@ def identity(product: Callable[[Params], Params], b: Params) -> Solution:
     """x = b, whatever A: iMAML with this solver ignores the curvature, as first-order MAML does."""
     image = product(b)
     short = {n: b[n] - image[n] for n in b}
-    residual = (dot(short, short) / dot(b, b)).sqrt()
-    return Solution(b, residual, torch.zeros_like(residual, dtype=torch.int64), residual.isnan())
+    size = dot(b, b)
+    residual = (dot(short, short) / torch.where(size > 0, size, 1)).sqrt()
+    none = torch.zeros_like(residual, dtype=torch.int64)
+    return Solution(b, residual, none, none.bool())
 
 
 def report(found: Solution, tolerance: float) -> None:

@@ -328,26 +328,26 @@ class ComparisonTraining:
         return {f"{s}/{name}": value for s, start in enumerate(starts) for name, value in start.items()}
 
     def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
-        """The estimator's gradient for every seed, and the mean query loss; the seconds are counted."""
+        """The estimator's gradient for every seed, and the mean query loss; the processor's seconds are counted."""
         e, gradients, all_losses = self.experiment, {}, []
         for s in range(e.seeds):
             draws = runtime.generator(int(torch.randint(2**62, (), generator=generator)))
             tasks = self.family.sample(e.meta_batch, draws)
-            begin = time.perf_counter()
+            begin = time.process_time()
             if e.method == "reptile":
                 every = tree_map(lambda *halves: torch.cat(halves, 1), *tasks)
                 tasks = Tasks(minibatches(every, e.reptile_batch, e.inner_steps, draws), tasks.query)
             gradient, query_losses = self.estimator(self.learner, part(theta, str(s)), tasks)
             # The first call records the operations, which is no cost of the method.
             if self.count:
-                self.seconds += time.perf_counter() - begin
+                self.seconds += time.process_time() - begin
             self.count += 1
             gradients |= {f"{s}/{name}": g for name, g in gradient.items()}
             all_losses.append(query_losses.mean())
         return gradients, torch.stack(all_losses).mean()
 
     def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
-        """``test_accuracy`` (transductive) over the seeds, all on the same tasks, and ``seconds_per_iteration``."""
+        """``test_accuracy`` (transductive) over the seeds, all on the same tasks, and ``seconds_per_iteration``, the processor's."""
         e = self.experiment
         family = FewShot(self.test, e.ways, e.shots, e.queries)
         tasks = tree_map(lambda t: t.to(self.device), family.sample(e.test_tasks, runtime.generator(TEST_SEED)))
