@@ -284,8 +284,11 @@ def test_mountain_car_keeps_its_limits():
     assert torch.equal(ahead, car.step(states, torch.full((4, 1), 0.25, dtype=torch.float64)))
     by_hand = 1 + 0.1 * (0.25 / 0.2 - 9.8 * 0.2 * math.cos(-3.6) - 0.3)
     assert ahead[3].tolist() == pytest.approx([-1.2 + 0.1 * by_hand, by_hand])
-    fast = MountainCar(max_speed=0.5).step(torch.tensor([0.0, 0.5]), torch.zeros(1))
-    assert fast[0] < 0.05 and MountainCar(pull=-5).step(torch.tensor([0.0, 1.5]), torch.zeros(1))[1] == 1.5
+    assert car.step(torch.tensor([-1.3, 1.0]), torch.zeros(1))[1] > 0, "and only one that drives into it"
+    state = torch.tensor([0.0, 1.5], dtype=torch.float64)
+    for first, way in ((False, 0.1 * (1.5 + 0.1 * (5 - 0.45))), (True, 0.15)):
+        ahead = MountainCar(pull=-5.0, speed_first=first).step(state, state[:1])
+        assert ahead.tolist() == pytest.approx([way, 1.5]), "cut after or before it moves the car"
 
 
 def test_derivatives_can_pass_the_limits():
