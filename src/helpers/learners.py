@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
+from helpers.losses import LOSS, LearnedLoss
 from helpers.models import Model, Params
 from helpers.runtime import UserError
 from helpers.solvers import conjugate_gradient
-from helpers.tasks import Examples, Tasks
+from helpers.tasks import Examples, Started, Tasks
 
 # Prefixes of what θ holds beside the initial parameters.
 RATE = "rate:"  # a learned inner rate
 STRENGTH = "strength:"  # a learned strength of the pull towards θ
 CARRIED = "carried:"  # what an inner optimiser remembers from task to task; an outer step replaces it
-PREFIXES = (RATE, STRENGTH, CARRIED)
+PREFIXES = (RATE, STRENGTH, CARRIED, LOSS)
 
 
 def detached(params: Params) -> Params:
@@ -305,3 +306,75 @@ class HessianFree(Proximal):
 
         best = lengths[vmap(along)(lengths).nan_to_num(torch.inf).argmin()]
         return phi | {name: moving[name] + best * d for name, d in direction.items()}
+
+
+@dataclass(frozen=True)
+class LossDescent(GradientDescent):
+    """Gradient descent on a learned loss, the learner of ML3: θ is not where it begins but what it descends.
+
+    ``loss`` is the task's own loss. It is measured on the query set, at meta-training only; the inner loop sees the
+    learned one alone. Where the inner loop begins is given with each task (:class:`~helpers.tasks.Started`); or learned
+    too, with ``learn_start``, and then part of θ.
+
+    Attributes:
+        learned: the learned loss.
+        transform: applied to the inner gradient, a dictionary like φ, before the step; for instance a normalisation.
+        learn_start: begin at θ's own parameters, as MAML does, on the learned loss.
+
+    Raises:
+        UserError: without a learned loss.
+
+    Source: Bechtle et al. (2020), algorithm 1 and equations 2 to 4.
+    """
+
+    learned: LearnedLoss | None = None
+    transform: Callable[[Params], Params] | None = None
+    learn_start: bool = False
+
+    def __post_init__(self) -> None:
+        if self.learned is None:
+            raise UserError("LossDescent needs a loss to descend: pass learned=LearnedLoss(...)")
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh θ: ψ and, with ``learn_start``, the first parameters."""
+        return self.learned.init(generator, dtype) | (super().init(generator, dtype) if self.learn_start else {})
+
+    def inner_gradient(self, theta: Params, phi: Params, support: Examples) -> Params:
+        """Gradient of the learned loss by the adapted parameters, transformed."""
+        moving, fixed = self.split(phi)
+
+        def loss(moving: Params) -> Tensor:
+            return self.learned(theta, support.x, self.model(moving | fixed, support.x), support.y)
+
+        gradient = grad(loss)(moving)
+        return self.transform(gradient) if self.transform else gradient
+
+    def adapt(self, theta: Params, support: Examples, steps: int | None = None, start: Params | None = None) -> Params:
+        """Task parameters φ after ``steps`` inner steps from ``start``, or from θ if none is given."""
+        phi = self.start(theta) if start is None else start
+        for _ in range(self.steps if steps is None else steps):
+            phi = self.step(theta, phi, support)
+        return phi
+
+    def task_loss(self, theta: Params, task: Tasks | Started) -> Tensor:
+        """The task's own loss on the query set after adaptation on the learned one."""
+        return self.query_loss(self.adapt(theta, task.support, start=getattr(task, "start", None)), task.query)
+
+
+def started(model: Model, tasks: Tasks, generator: torch.Generator, count: int = 1) -> Started:
+    """Every task ``count`` times, each time from other first parameters.
+
+    Args:
+        model: draws the parameters.
+        tasks: T tasks.
+        count: initialisations; all tasks share them.
+
+    Returns:
+        T · ``count`` tasks, those of one task together.
+    """
+    like = tasks.support.x
+    drawn = [model.init(generator, like.dtype) for _ in range(count)]
+    start = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+    start = {n: v.repeat(len(like), *[1] * (v.dim() - 1)).to(like.device) for n, v in start.items()}
+    support, query = (Examples(*(t.repeat_interleave(count, 0) for t in examples)) for examples in tasks)
+    return Started(support, query, start)

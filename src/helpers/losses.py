@@ -1,9 +1,18 @@
-"""Losses, as functions ``loss(outputs, y) -> scalar`` of one task's predictions."""
+"""Losses, as functions ``loss(outputs, y) -> scalar`` of one task's predictions; and losses that are learned."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from helpers.models import MLP, Params
+from helpers.runtime import UserError
+
+LOSS = "loss:"  # prefix, in θ, of the parameters of a learned loss
 
 
 def mean_squared_error(outputs: Tensor, y: Tensor) -> Tensor:
@@ -22,3 +31,60 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
 def accuracy(outputs: Tensor, y: Tensor) -> Tensor:
     """Share of the examples whose largest logit is the label's; a fraction in ``[0, 1]``."""
     return (outputs.argmax(-1) == y).to(outputs.dtype).mean()
+
+
+def prediction_and_target(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+    """(ŷ, y), the features of the paper's regression: ``[n, 2 d]``."""
+    return torch.cat([outputs, y], -1)
+
+
+def input_prediction_and_target(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+    """(x, ŷ, y), so that errors at different inputs may weigh differently: ``[n, d_x + 2 d]``."""
+    return torch.cat([x, outputs, y], -1)
+
+
+def probabilities_and_label(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+    """For classification: the predicted probabilities and the label, one-hot, ``[n, 2 ways]``."""
+    label = y[:, None] == torch.arange(outputs.shape[-1], device=y.device)  # one_hot looks at values: vmap cannot
+    return torch.cat([outputs.softmax(-1), label.to(outputs.dtype)], -1)
+
+
+@dataclass(frozen=True)
+class LearnedLoss:
+    """A loss that is itself a network: a number for each example, computed from features and averaged.
+
+    Its parameters ψ are part of θ, under ``loss:``. Nothing says that its minimum is where a prediction is right, or
+    that it is bounded below; what it is good for is what descending it does to the task's own loss.
+
+    Attributes:
+        body: maps the features of an example to one number.
+        features: ``features(x, outputs, y) -> [n, body.sizes[0]]``.
+        positive: a softplus on the output, so that the loss is at least 0.
+
+    Raises:
+        UserError: if the body has more than one output.
+
+    Source: Bechtle et al. (2020), section III.
+    """
+
+    body: MLP
+    features: Callable[[Tensor, Tensor, Tensor], Tensor] = prediction_and_target
+    positive: bool = True
+
+    def __post_init__(self) -> None:
+        if self.body.sizes[-1] != 1:
+            raise UserError(f"a learned loss is one number an example: its network cannot end in {self.body.sizes[-1]}")
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh ψ, ready to be part of θ."""
+        return {LOSS + name: value for name, value in self.body.init(generator, dtype).items()}
+
+    def each(self, theta: Params, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+        """The loss of every example, ``[n]``."""
+        psi = {name.removeprefix(LOSS): value for name, value in theta.items() if name.startswith(LOSS)}
+        values = self.body(psi, self.features(x, outputs, y))[:, 0]
+        return functional.softplus(values) if self.positive else values
+
+    def __call__(self, theta: Params, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+        """The mean over examples, a scalar."""
+        return self.each(theta, x, outputs, y).mean()

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from helpers.operations import convolve, patches, standardize
 from helpers.runtime import UserError
@@ -71,7 +72,8 @@ class MLP:
     Attributes:
         scale: deviation of the first weights; None draws weights and biases from U[−1/√n, 1/√n], n inputs, as PyTorch's
             linear layers do.
-        activation: ``"relu"`` or ``"tanh"``.
+        activation: ``"relu"``, ``"tanh"`` or ``"elu"``.
+        bias: whether the linear maps have one.
 
     Source: Finn, Abbeel and Levine (2017), section 5.1 and 5.2; initialisation of the official code (weights from a
     normal distribution of deviation 0.01, cut at two deviations; biases 0).
@@ -81,6 +83,7 @@ class MLP:
     norm: bool = False
     scale: float | None = 0.01
     activation: str = "relu"
+    bias: bool = True
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""
@@ -95,7 +98,7 @@ class MLP:
                 torch.nn.init.trunc_normal_(
                     weight, std=self.scale, a=-2 * self.scale, b=2 * self.scale, generator=generator
                 )
-            params[f"linear{layer}.weight"], params[f"linear{layer}.bias"] = weight, bias
+            params |= {f"linear{layer}.weight": weight} | ({f"linear{layer}.bias": bias} if self.bias else {})
             if self.norm and layer < len(self.sizes) - 1:
                 params[f"norm{layer}.shift"] = torch.zeros(fan_out, dtype=dtype, device=generator.device)
         return params
@@ -103,11 +106,15 @@ class MLP:
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         """Map ``x`` ``[n, ...]`` (flattened to ``[n, sizes[0]]``) to ``[n, sizes[-1]]``."""
         x = x.flatten(1)
-        last, activate = len(self.sizes) - 1, getattr(torch, self.activation)
+        last, activate = len(self.sizes) - 1, getattr(functional, self.activation)
         for layer in range(1, last):
-            x = x @ params[f"linear{layer}.weight"] + params[f"linear{layer}.bias"]
+            x = self._linear(params, layer, x)
             x = activate(normalize(x, params[f"norm{layer}.shift"]) if self.norm else x)
-        return x @ params[f"linear{last}.weight"] + params[f"linear{last}.bias"]
+        return self._linear(params, last, x)
+
+    def _linear(self, params: Params, layer: int, x: Tensor) -> Tensor:
+        x = x @ params[f"linear{layer}.weight"]
+        return x + params[f"linear{layer}.bias"] if self.bias else x
 
     def adapts(self, name: str) -> bool:
         """Whether the inner loop changes the parameter: all but the normalisation shifts."""

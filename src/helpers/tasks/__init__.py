@@ -39,6 +39,20 @@ class Tasks(NamedTuple):
     query: Examples
 
 
+class Started(NamedTuple):
+    """Tasks that also say where the inner loop begins, for learners whose θ is not an initialization.
+
+    Attributes:
+        support: as in :class:`Tasks`.
+        query: as in :class:`Tasks`.
+        start: the optimizee's first parameters, a dictionary of tensors ``[tasks, ...]``.
+    """
+
+    support: Examples
+    query: Examples
+    start: dict[str, Tensor]
+
+
 class TaskFamily(Protocol):
     """A distribution over tasks, p(T)."""
 
