@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from refusals import refused
@@ -193,6 +195,18 @@ def test_annealing():
 
     training.fit(gradient, {"w": torch.zeros(1)}, 4, 1.0, outer="sgd", final_rate=0.0)
     assert rates == [0.0, -1.0, -1.75, -2.25]
+
+
+def test_the_outer_rate_is_held_annealed_and_begun_again():
+    def rates(**settings):
+        experiment = SimpleNamespace(**({"outer_rate": 1.0, "iterations": 8} | settings))
+        return [round(training.outer_rate(experiment, i), 12) for i in range(8)]
+
+    assert rates() == [1.0] * 8
+    assert rates(outer_rate_final=0.0) == [1 - i / 8 for i in range(8)]
+    assert rates(outer_rate_final=0.0, outer_rate_hold=4) == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert rates(outer_rate_final=0.0, outer_rate_hold=2, outer_cycles=2) == [1, 1, 1, 0.5] * 2
+    assert rates(outer_rate_final=0.0, outer_rate_hold=8) == [1.0] * 8
 
 
 # ---------------------------------------- minibatches

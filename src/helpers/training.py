@@ -64,7 +64,7 @@ class Experiment(Protocol):
     seed: int
     evaluate_every: int
     # Optional: ``outer``, "adam" (the default) or "sgd"; ``outer_rate_final``, to which the outer rate goes linearly,
-    # and ``outer_rate_hold``, the iterations before it begins to.
+    # ``outer_rate_hold``, the iterations before it begins to, and ``outer_cycles``: see :func:`outer_rate`.
 
     def config(self) -> dict[str, Any]:
         """The whole configuration as JSON. A checkpoint of another configuration is refused."""
@@ -306,8 +306,6 @@ def _train(
     run = experiment.setup(device, compiled)
     generator = runtime.generator(experiment.seed, device)
     state = State(run.init(generator), experiment.outer_rate, generator, getattr(experiment, "outer", "adam"))
-    final = getattr(experiment, "outer_rate_final", experiment.outer_rate)
-    hold = getattr(experiment, "outer_rate_hold", 0)
     look = getattr(run, "spot_check", run.evaluate)
     kept = path.exists() and not fresh
     if kept:
@@ -353,8 +351,7 @@ def _train(
     with _stop_requests() as stop, bar:
         while state.iteration < experiment.iterations:
             gradient, loss = run.gradient(state.values(), generator)
-            part = (state.iteration - hold) / max(1, experiment.iterations - hold)
-            state.apply(gradient, annealed(experiment.outer_rate, final, part))
+            state.apply(gradient, outer_rate(experiment, state.iteration))
             state.iteration += 1
             state.window.append(loss.detach())
             bar.update()
@@ -379,6 +376,16 @@ def _train(
     if stop:
         raise KeyboardInterrupt
     return record
+
+
+def outer_rate(experiment: Experiment, iteration: int) -> float:
+    """The outer rate of an iteration, counted from 0: held for ``outer_rate_hold`` iterations, then annealed to
+    ``outer_rate_final`` at the end; without these attributes always ``outer_rate``. With ``outer_cycles`` n that is the
+    course of each n-th part of the iterations (a warm restart, Loshchilov and Hutter 2017)."""
+    final = getattr(experiment, "outer_rate_final", experiment.outer_rate)
+    hold, cycles = getattr(experiment, "outer_rate_hold", 0), getattr(experiment, "outer_cycles", 1)
+    length = experiment.iterations // cycles
+    return annealed(experiment.outer_rate, final, (iteration % length - hold) / max(1, length - hold))
 
 
 def annealed(rate: float, final: float, part: float) -> float:
