@@ -347,7 +347,7 @@ class ComparisonTraining:
         return gradients, torch.stack(all_losses).mean()
 
     def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
-        """``test_accuracy`` (transductive) over the seeds, all on the same tasks; processor seconds an iteration."""
+        """``test_accuracy`` (transductive) over the seeds, all on the same tasks; ``seconds_per_iteration`` a seed."""
         e = self.experiment
         family = FewShot(self.test, e.ways, e.shots, e.queries)
         tasks = tree_map(lambda t: t.to(self.device), family.sample(e.test_tasks, runtime.generator(TEST_SEED)))
