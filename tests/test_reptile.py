@@ -205,7 +205,16 @@ def test_the_outer_rate_is_held_annealed_and_begun_again():
     assert rates() == [1.0] * 8
     assert rates(outer_rate_final=0.0) == [1 - i / 8 for i in range(8)]
     assert rates(outer_rate_final=0.0, outer_rate_hold=4) == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
-    assert rates(outer_rate_final=0.0, outer_rate_hold=2, outer_cycles=2) == [1, 1, 1, 0.5] * 2
+    assert rates(outer_rate_final=0.0, outer_rate_hold=2, outer_rate_restarts=(4,)) == [
+        1,
+        1,
+        1,
+        0.5,
+        1,
+        0.75,
+        0.5,
+        0.25,
+    ]
     assert rates(outer_rate_final=0.0, outer_rate_hold=8) == [1.0] * 8
 
 

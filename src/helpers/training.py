@@ -64,7 +64,7 @@ class Experiment(Protocol):
     seed: int
     evaluate_every: int
     # Optional: ``outer``, "adam" (the default) or "sgd"; ``outer_rate_final``, to which the outer rate goes linearly,
-    # ``outer_rate_hold``, the iterations before it begins to, and ``outer_cycles``: see :func:`outer_rate`.
+    # ``outer_rate_hold``, the iterations before it begins to, and ``outer_rate_restarts``: see :func:`outer_rate`.
 
     def config(self) -> dict[str, Any]:
         """The whole configuration as JSON. A checkpoint of another configuration is refused."""
@@ -380,12 +380,15 @@ def _train(
 
 def outer_rate(experiment: Experiment, iteration: int) -> float:
     """The outer rate of an iteration, counted from 0: held for ``outer_rate_hold`` iterations, then annealed to
-    ``outer_rate_final`` at the end; without these attributes always ``outer_rate``. With ``outer_cycles`` n that is the
-    course of each n-th part of the iterations (a warm restart, Loshchilov and Hutter 2017)."""
+    ``outer_rate_final`` at the end; without these attributes always ``outer_rate``. At each of ``outer_rate_restarts``
+    an annealing ends and the next begins (warm restarts, Loshchilov and Hutter 2017)."""
     final = getattr(experiment, "outer_rate_final", experiment.outer_rate)
-    hold, cycles = getattr(experiment, "outer_rate_hold", 0), getattr(experiment, "outer_cycles", 1)
-    length = experiment.iterations // cycles
-    return annealed(experiment.outer_rate, final, (iteration % length - hold) / max(1, length - hold))
+    begin, *ends = getattr(experiment, "outer_rate_hold", 0), *getattr(experiment, "outer_rate_restarts", ())
+    for end in (*ends, experiment.iterations):
+        if iteration < end:
+            break
+        begin = end
+    return annealed(experiment.outer_rate, final, (iteration - begin) / max(1, end - begin))
 
 
 def annealed(rate: float, final: float, part: float) -> float:
