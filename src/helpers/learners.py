@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from helpers.losses import LOSS, LearnedLoss
-from helpers.models import Model, Params
+from helpers.models import Model, Params, stacked
 from helpers.runtime import UserError
 from helpers.solvers import conjugate_gradient
 from helpers.tasks import Examples, Started, Tasks
@@ -89,17 +89,18 @@ class GradientDescent:
         gradient = self.inner_gradient(theta, detached(phi) if self.first_order else phi, support)
         return phi | {name: phi[name] - theta.get(RATE + name, self.rate) * g for name, g in gradient.items()}
 
-    def adapt(self, theta: Params, support: Examples, steps: int | None = None) -> Params:
-        """Task parameters φ after ``steps`` (by default ``self.steps``) inner steps from θ.
+    def adapt(self, theta: Params, support: Examples, steps: int | None = None, start: Params | None = None) -> Params:
+        """Task parameters φ after ``steps`` (by default ``self.steps``) inner steps.
 
         Args:
             theta: meta-parameters; every value without a task axis.
             support: one task's examples, ``x`` ``[n, ...]`` and ``y`` ``[n, ...]``.
+            start: where to begin; by default at θ's own parameters.
 
         Returns:
             φ, differentiable with respect to θ.
         """
-        phi = self.start(theta)
+        phi = self.start(theta) if start is None else start
         for _ in range(self.steps if steps is None else steps):
             phi = self.step(theta, phi, support)
         return phi
@@ -349,13 +350,6 @@ class LossDescent(GradientDescent):
         gradient = grad(loss)(moving)
         return self.transform(gradient) if self.transform else gradient
 
-    def adapt(self, theta: Params, support: Examples, steps: int | None = None, start: Params | None = None) -> Params:
-        """Task parameters φ after ``steps`` inner steps from ``start``, or from θ if none is given."""
-        phi = self.start(theta) if start is None else start
-        for _ in range(self.steps if steps is None else steps):
-            phi = self.step(theta, phi, support)
-        return phi
-
     def task_loss(self, theta: Params, task: Tasks | Started) -> Tensor:
         """The task's own loss on the query set after adaptation on the learned one."""
         return self.query_loss(self.adapt(theta, task.support, start=getattr(task, "start", None)), task.query)
@@ -374,7 +368,6 @@ def started(model: Model, tasks: Tasks, generator: torch.Generator, count: int =
     """
     like = tasks.support.x
     drawn = [model.init(generator, like.dtype) for _ in range(count)]
-    start = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
-    start = {n: v.repeat(len(like), *[1] * (v.dim() - 1)).to(like.device) for n, v in start.items()}
+    start = {n: v.repeat(len(like), *[1] * (v.dim() - 1)).to(like.device) for n, v in stacked(drawn).items()}
     support, query = (Examples(*(t.repeat_interleave(count, 0) for t in examples)) for examples in tasks)
     return Started(support, query, start)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from helpers.models import MLP, Params
+from helpers.models import MLP, Params, below
 from helpers.runtime import UserError
 
 LOSS = "loss:"  # prefix, in θ, of the parameters of a learned loss
@@ -81,8 +81,7 @@ class LearnedLoss:
 
     def each(self, theta: Params, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
         """The loss of every example, ``[n]``."""
-        psi = {name.removeprefix(LOSS): value for name, value in theta.items() if name.startswith(LOSS)}
-        values = self.body(psi, self.features(x, outputs, y))[:, 0]
+        values = self.body(below(theta, LOSS), self.features(x, outputs, y))[:, 0]
         return functional.softplus(values) if self.positive else values
 
     def __call__(self, theta: Params, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ computed here is ``mean`` and ``rsqrt``; :mod:`helpers.operations` has it togeth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,11 +22,21 @@ from torch.nn import functional
 from helpers.operations import convolve, patches, standardize
 from helpers.runtime import UserError
 
-__all__ = ["EPSILON", "MLP", "ConvNet", "Model", "Params", "normalize", "patches"]
+__all__ = ["EPSILON", "MLP", "ConvNet", "Model", "Params", "below", "normalize", "patches", "stacked"]
 
 Params = dict[str, Tensor]
 
 EPSILON = 1e-3  # of the official MAML code's normalisation (TensorFlow's default)
+
+
+def stacked(drawn: Sequence[Params]) -> Params:
+    """Several parameter dictionaries of one network as one, its tensors with a leading axis."""
+    return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+
+
+def below(params: Params, prefix: str) -> Params:
+    """The entries whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
 class Model(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from helpers.models import Params
+from helpers.models import Params, below
 from helpers.runtime import UserError
 
 
@@ -29,7 +29,7 @@ class OnOmniglot(Recorded):
 
 def part(theta: Params, kind: str) -> Params:
     """The entries of θ under ``kind/``, without that prefix: one of several networks that are trained together."""
-    return {name.removeprefix(f"{kind}/"): value for name, value in theta.items() if name.startswith(f"{kind}/")}
+    return below(theta, f"{kind}/")
 
 
 def catalogue() -> dict:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from helpers import evaluation, losses, metagradients, runtime
 from helpers.experiments import OnOmniglot, Recorded, part
 from helpers.learners import GradientDescent
-from helpers.models import MLP, ConvNet, Params
+from helpers.models import MLP, ConvNet, Params, stacked
 from helpers.tasks import Examples, FewShot, Sinusoids, Tasks
 
 ESTIMATORS = {"maml": metagradients.maml, "fomaml": metagradients.fomaml}
@@ -171,7 +171,7 @@ class SinusoidTraining:
             {f"{kind}/{name}": p for kind, learner in learners.items() for name, p in learner.init(generator).items()}
             for _ in range(self.experiment.seeds)
         ]
-        return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+        return stacked(drawn)
 
     def tasks(self, count: int, queries: int, generator: torch.Generator) -> Tasks:
         """Tasks ``[seeds, count, …]``, with amplitude and phase beside the input."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from helpers import evaluation, losses, metagradients, runtime
 from helpers.experiments import OnOmniglot, Recorded, part
 from helpers.learners import MinibatchAdam, MinibatchDescent
-from helpers.models import MLP, ConvNet, Params
+from helpers.models import MLP, ConvNet, Params, stacked
 from helpers.tasks import Examples, FewShot, Sinusoids, Tasks, minibatches
 
 TEST_SEED = 20_180_308  # of the test tasks; the same tasks for every experiment and every evaluation
@@ -335,7 +335,7 @@ class SineTraining:
     def init(self, generator: torch.Generator) -> Params:
         """θ ``[seeds, ...]``."""
         drawn = [self.learner.init(generator) for _ in range(self.experiment.seeds)]
-        return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+        return stacked(drawn)
 
     def waves(self, count: int, generator: torch.Generator) -> Examples:
         """Whole waves ``[seeds * count, points, 1]``."""
