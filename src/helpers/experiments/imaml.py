@@ -45,7 +45,7 @@ class Omniglot(OnOmniglot):
         query_sets: query sets of a training task. The released code has one, as small as the support set, in each of 32
             tasks; five in each of eight are more queries and, on a CPU, a third of the time.
         outer_rate_final, outer_rate_hold, outer_rate_restarts: with so few tasks the outer gradients are noisy, so
-            Adam's rate goes to 0 after the first ``outer_rate_hold`` iterations, and once more after a restart. (The
+            Adam's rate goes to 0 after the first ``outer_rate_hold`` iterations, and again after each restart. (The
             released code keeps it.)
         headline_steps: inner steps of ``test_accuracy``, those of training.
         spot_tasks: test tasks of the points on the way.
@@ -67,11 +67,11 @@ class Omniglot(OnOmniglot):
     damping: float = 1.0
     newton_cg_steps: int = 5
     meta_batch: int = 8
-    iterations: int = 17_000
+    iterations: int = 30_000
     outer_rate: float = 1e-3
     outer_rate_final: float = 0.0
     outer_rate_hold: int = 5_000
-    outer_rate_restarts: tuple[int, ...] = (12_000,)
+    outer_rate_restarts: tuple[int, ...] = (12_000, 17_000)
     seed: int = 0
     test_tasks: int = 600
     test_steps: tuple[int, ...] = (4, 16, 50)
