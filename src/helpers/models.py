@@ -72,6 +72,10 @@ def _xavier(
     return (2 * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device) - 1) * bound
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class MLP:
     """A fully connected network; with ``norm`` each hidden layer is batch-normalised.
@@ -82,8 +86,8 @@ class MLP:
 
     Attributes:
         scale: deviation of the first weights; None draws weights and biases from U[−1/√n, 1/√n], n inputs, as PyTorch's
-            linear layers do.
-        activation: ``"relu"``, ``"tanh"`` or ``"elu"``.
+            linear layers do; ``"xavier"`` is Glorot and Bengio's uniform distribution, with biases 0.
+        activation: ``"relu"``, ``"tanh"`` or ``"elu"``; or ``"identity"``, for a product of linear maps.
         bias: whether the linear maps have one.
 
     Source: Finn, Abbeel and Levine (2017), section 5.1 and 5.2; initialisation of the official code (weights from a
@@ -92,7 +96,7 @@ class MLP:
 
     sizes: tuple[int, ...]
     norm: bool = False
-    scale: float | None = 0.01
+    scale: float | str | None = 0.01
     activation: str = "relu"
     bias: bool = True
 
@@ -105,6 +109,8 @@ class MLP:
             if self.scale is None:
                 weight.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
                 bias.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+            elif self.scale == "xavier":
+                weight = _xavier((fan_in, fan_out), fan_in, fan_out, generator, dtype)
             else:
                 torch.nn.init.trunc_normal_(
                     weight, std=self.scale, a=-2 * self.scale, b=2 * self.scale, generator=generator
@@ -117,7 +123,8 @@ class MLP:
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         """Map ``x`` ``[n, ...]`` (flattened to ``[n, sizes[0]]``) to ``[n, sizes[-1]]``."""
         x = x.flatten(1)
-        last, activate = len(self.sizes) - 1, getattr(functional, self.activation)
+        last = len(self.sizes) - 1
+        activate = _same if self.activation == "identity" else getattr(functional, self.activation)
         for layer in range(1, last):
             x = self._linear(params, layer, x)
             x = activate(normalize(x, params[f"norm{layer}.shift"]) if self.norm else x)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from helpers.models import MLP, Params
 from helpers.runtime import UserError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "MountainCar",
     "PointMass",
     "Reacher",
+    "Rollout",
     "Trajectory",
     "Transitions",
     "random_rollouts",
@@ -115,6 +117,44 @@ def rollout(
         state = move(state, actions[-1])
         states.append(state)
     return Trajectory(torch.stack(states, -2), torch.stack(actions, -2))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A policy in an environment, as a model: its input is where to start, its output is what happens.
+
+    So a learner that descends a loss of a network's outputs descends a loss of trajectories, and needs to know nothing
+    of control. Parameters are the policy's.
+
+    Attributes:
+        env: the environment.
+        policy: a network from what ``env.observe`` shows to an action.
+        step: moves the state in place of ``env.step``, such as learned dynamics.
+        horizon: number of steps; ``env.horizon`` unless given.
+        constant_observations: as in :func:`rollout`.
+    """
+
+    env: Control
+    policy: MLP
+    step: Callable[[Tensor, Tensor], Tensor] | None = None
+    horizon: int | None = None
+    constant_observations: bool = False
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh parameters of the policy."""
+        return self.policy.init(generator, dtype)
+
+    def adapts(self, name: str) -> bool:
+        """Whatever the policy adapts."""
+        return self.policy.adapts(name)
+
+    def __call__(self, params: Params, x: Tensor) -> Trajectory:
+        """``n`` trajectories from ``x`` ``[n, state_size]``, or ``[n, state_size + 2]`` with a goal beside each."""
+        start, goal = x[..., : self.env.state_size], x[..., self.env.state_size :]
+        return rollout(
+            self.env, self.policy, params, start, goal if goal.shape[-1] else None, self.horizon, self.step,
+            self.constant_observations,
+        )  # fmt: skip
 
 
 def random_rollouts(

@@ -1,0 +1,653 @@
+"""The recorded experiments of the ML3 chapter: losses that are learned for regression, shaping and inverse dynamics.
+
+Those in which the learned loss improves a policy are in :mod:`helpers.experiments.ml3_control`. All have one form: an
+experiment says what it learns with (``learner``), what it trains on (``tasks``) and how it is judged (``judge``);
+:class:`Training` does the rest, several seeds side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.utils._pytree import tree_map
+
+from helpers import evaluation, losses, metagradients, runtime
+from helpers.experiments import Recorded
+from helpers.learners import LossDescent, detached
+from helpers.losses import LearnedLoss, input_prediction_and_target, mean_squared_error
+from helpers.models import MLP, Model, Params, stacked
+from helpers.tasks import Examples, Sinusoids, Started
+from helpers.tasks.control import Reacher
+
+TEST_SEED = 20_210_110  # of the test tasks; the same tasks for every experiment and every evaluation
+TUNING_SEED = TEST_SEED + 1  # of the tasks on which rates of the baselines are chosen
+CAPPED = 1e3  # an error that is larger, or not a number, counts as this: a mean then exists
+
+Metrics = dict[str, evaluation.Interval]
+
+
+def begun(model: Model, tasks, generator: torch.Generator) -> Started:
+    """Every task with first parameters of its own."""
+    drawn = [model.init(generator, tasks.support.x.dtype) for _ in range(len(tasks.support.x))]
+    return Started(*tasks[:2], stacked(drawn))
+
+
+def along(learner: LossDescent, theta: Params, tasks: Started, count: int) -> Started:
+    """The tasks from each of the first ``count`` points of the way that the present loss takes, the start included.
+
+    The way is a constant: the meta-gradient of what follows does not see how a point was reached. So a loss is trained
+    for what it will do late in an optimisation at the price of single steps.
+
+    Returns:
+        ``count`` times as many tasks.
+    """
+
+    def way(task: Started) -> Params:
+        points = [task.start]
+        for _ in range(count - 1):
+            points.append(detached(learner.step(theta, points[-1], task.support)))
+        return stacked(points)
+
+    starts = {name: value.flatten(0, 1) for name, value in vmap(way)(tasks).items()}
+    support, query = (tree_map(lambda t: t.repeat_interleave(count, 0), part) for part in tasks[:2])
+    return Started(support, query, starts)
+
+
+def descent(
+    gradient: Callable[[Params, Examples], Params],
+    measure: Callable[[Params, Examples], Tensor],
+    tasks: Started,
+    steps: Sequence[int],
+    rate: float,
+    optimizer: str = "sgd",
+) -> Tensor:
+    """A measure on the query set while parameters descend a loss, learned or not, from their start.
+
+    Args:
+        gradient: ``gradient(phi, support)``, a dictionary like φ.
+        measure: ``measure(phi, query) -> scalar``.
+        tasks: T tasks.
+        steps: increasing numbers of steps.
+        rate: of the optimiser.
+        optimizer: ``"sgd"``, or ``"adam"`` with its usual constants.
+
+    Returns:
+        ``[len(steps), T]``; what is larger than ``CAPPED`` or not a number is ``CAPPED``.
+    """
+
+    def curve(task: Started) -> Tensor:
+        phi, done, values = task.start, 0, []
+        first, second = ({name: torch.zeros_like(v) for name, v in phi.items()} for _ in range(2))
+        for target in steps:
+            for step in range(done, target):
+                g = gradient(phi, task.support)
+                if optimizer == "adam":
+                    first = {n: 0.9 * first[n] + 0.1 * g[n] for n in g}
+                    second = {n: 0.999 * second[n] + 0.001 * g[n] * g[n] for n in g}
+                    here, spread = 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
+                    g = {n: first[n] / here / ((second[n] / spread).sqrt() + 1e-8) for n in g}
+                phi = phi | {name: phi[name] - rate * value for name, value in g.items()}
+            done = target
+            values.append(measure(phi, task.query))
+        return torch.stack(values)
+
+    with torch.no_grad():
+        return vmap(curve)(tasks).T.nan_to_num(CAPPED, CAPPED, CAPPED).clamp(max=CAPPED)
+
+
+@dataclass(frozen=True)
+class Study(Recorded):
+    """What the experiments with a learned loss share.
+
+    Attributes:
+        inner_rate, inner_steps: of the inner loop that the meta-gradient passes through.
+        way: points on the way of an inner optimisation from which that inner loop begins (:func:`along`); 1 is the
+            start alone.
+        meta_batch: tasks of an iteration.
+        seeds: learned losses that are trained side by side, each on draws of its own.
+    """
+
+    name: str
+    inner_rate: float = 1e-3
+    inner_steps: int = 1
+    way: int = 1
+    meta_batch: int = 1
+    iterations: int = 500
+    outer_rate: float = 1e-3
+    seed: int = 0
+    seeds: int = 5
+    evaluate_every: int = 250
+    paper: str = "ml3"
+
+    def data(self) -> dict[str, Any]:
+        """The tasks are drawn, not stored."""
+        return {"data": "drawn"}
+
+    def learner(self) -> LossDescent:
+        """The optimizee, the task's loss and the learned one."""
+        raise NotImplementedError
+
+    def tasks(self, count: int, generator: torch.Generator) -> Started:
+        """``count`` tasks of meta-training."""
+        raise NotImplementedError
+
+    def judge(self, run: Training, theta: Params) -> Metrics:
+        """All metrics, the headline first; θ ``[seeds, ...]``."""
+        raise NotImplementedError
+
+    def setup(self, device: torch.device, compiled: bool) -> Training:
+        """Make the learner; nothing here is large enough to be compiled."""
+        return Training(self, device)
+
+
+class Training:
+    """A study on one device; every parameter of θ carries a leading seed axis."""
+
+    def __init__(self, experiment: Study, device: torch.device) -> None:
+        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
+        self.estimator = metagradients.traced(self._seeds)
+
+    def _seeds(self, theta: Params, tasks: Started) -> tuple[Params, Tensor]:
+        def one(theta: Params, tasks: Started) -> tuple[Params, Tensor]:
+            learner = self.bound(theta, self.learner)
+            learned = {name: value for name, value in theta.items() if name.startswith(losses.LOSS)}
+            if self.experiment.way > 1:
+                tasks = along(learner, learned, tasks, self.experiment.way)
+            gradient, after = metagradients.maml(learner, learned, tasks)
+            return {name: gradient.get(name, torch.zeros_like(value)) for name, value in theta.items()}, after
+
+        return vmap(one)(theta, tasks)
+
+    def bound(self, theta: Params, learner: LossDescent) -> LossDescent:
+        """The learner of one seed, where θ holds more than its loss."""
+        return learner
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Fresh ψ ``[seeds, ...]``."""
+        return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
+
+    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """The meta-gradient of every seed on tasks of its own, and the mean task loss after the inner loop."""
+        gradient, after = self.estimator(theta, self.draw(self.experiment.meta_batch, generator))
+        return gradient, after.mean()
+
+    def draw(self, count: int, generator: torch.Generator) -> Started:
+        """Training tasks ``[seeds, count, ...]``."""
+        tasks = self.experiment.tasks(self.experiment.seeds * count, generator)
+        return tree_map(lambda t: t.unflatten(0, (self.experiment.seeds, count)).to(self.device), tasks)
+
+    def common(self, tasks: Started) -> Started:
+        """The same tasks for every seed, ``[seeds, ...]``: so that what is compared differs in the loss alone."""
+        return tree_map(lambda t: t.to(self.device).expand(self.experiment.seeds, *t.shape), tasks)
+
+    def learned(
+        self, theta: Params, tasks: Started, steps: Sequence[int], measure=None, learner: LossDescent | None = None,
+        rate: float | None = None, optimizer: str = "sgd",
+    ) -> Tensor:  # fmt: skip
+        """The measure (by default the task loss) ``[steps, seeds, tasks]`` while the learned loss is descended."""
+        learner = learner or self.learner
+        rate = learner.rate if rate is None else rate
+
+        def one(theta: Params, tasks: Started) -> Tensor:
+            own = self.bound(theta, learner)
+
+            def gradient(phi: Params, support: Examples) -> Params:
+                return own.inner_gradient(theta, phi, support)
+
+            return descent(gradient, measure or own.query_loss, tasks, steps, rate, optimizer)
+
+        return vmap(one)(theta, tasks).transpose(0, 1)
+
+    def plain(
+        self, theta: Params, tasks: Started, steps: Sequence[int], rate: float, measure=None,
+        learner: LossDescent | None = None, optimizer: str = "sgd",
+    ) -> Tensor:  # fmt: skip
+        """The same while the task's own loss is descended; ψ is not used."""
+        learner = learner or self.learner
+
+        def one(theta: Params, tasks: Started) -> Tensor:
+            own = self.bound(theta, learner)
+
+            def gradient(phi: Params, support: Examples) -> Params:
+                return grad(lambda p: own.loss(own.model(p, support.x), support.y))(phi)
+
+            return descent(gradient, measure or own.query_loss, tasks, steps, rate, optimizer)
+
+        return vmap(one)(theta, tasks).transpose(0, 1)
+
+    def tuned(
+        self, theta: Params, rates: Sequence[float], tasks: Started, steps: int, measure=None, **settings
+    ) -> float:
+        """Of several rates the one with the lowest measure after ``steps`` steps down the task's own loss."""
+        ends = [self.plain(theta, tasks, (steps,), rate, measure, **settings).mean() for rate in rates]
+        return rates[int(torch.stack(ends).argmin())]
+
+    def evaluate(self, theta: Params) -> Metrics:
+        """As the experiment says."""
+        return self.experiment.judge(self, theta)
+
+
+def table(metrics: Metrics, kind: str, steps: Sequence[int], values: Tensor) -> None:
+    """Enter ``kind_STEPS`` with intervals over seeds, of ``values`` ``[steps, seeds, tasks]``."""
+    for number, entry in zip(steps, values, strict=True):
+        metrics[f"{kind}_{number}"] = evaluation.over_seeds(entry.double().mean(1))
+
+
+def few_starts(study: Study, few: int, count: int, generator: torch.Generator) -> Params:
+    """First parameters of ``count`` tasks, the seeds one after the other, where each seed has but ``few`` to draw from.
+
+    The few are the same whenever this is called.
+    """
+    draws = runtime.generator(1)
+    pool = stacked([study.learner().model.init(draws) for _ in range(study.seeds * few)])
+    seed = torch.arange(count) // max(1, count // study.seeds) % study.seeds
+    row = seed * few + torch.randint(few, (count,), generator=generator)
+    return {name: value[row] for name, value in pool.items()}
+
+
+def chosen(rate: float) -> evaluation.Interval:
+    """A number that was set or picked, not measured: no interval."""
+    return evaluation.Interval(rate, float("nan"), 1)
+
+
+# ---------------------------------------- regression
+
+
+@dataclass(frozen=True)
+class SineStudy(Study):
+    """Sine regression. Judged on other sines, over 100 steps, from starts of PyTorch's own kind.
+
+    Attributes:
+        hidden: widths of the optimizee.
+        points: of a task; support and query are the same, as in the public code.
+        amplitudes, phases, inputs: of the training tasks. The paper trains on one, sin(x − π) on [−2, 2].
+        starts: first parameters that there are. The public code re-seeds its global generator at every evaluation and
+            so trains on the same ten again and again; None draws new ones at every iteration.
+        test_tasks: the same for all seeds.
+        far: a number of steps beyond the horizon of the paper.
+        tuning_rates: for the mean squared error, besides the common rate.
+    """
+
+    hidden: tuple[int, ...] = (100, 10)
+    points: int = 100
+    amplitudes: tuple[float, float] = (1.0, 1.0)
+    phases: tuple[float, float] = (math.pi, math.pi)
+    inputs: tuple[float, float] = (-2.0, 2.0)
+    starts: int | None = None
+    test_tasks: int = 50
+    test_steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+    far: int = 500
+    tuning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 0.1)
+    adam_rate: float = 1e-3
+
+    def learner(self) -> LossDescent:
+        """The public code's networks: Xavier starts in training, and a loss without biases."""
+        body = MLP((2, 50, 50, 1), scale="xavier", bias=False)
+        model = MLP((1, *self.hidden, 1), scale="xavier")
+        return LossDescent(
+            model, mean_squared_error, self.inner_rate, self.inner_steps, learned=LearnedLoss(body, positive=True)
+        )
+
+    def family(self) -> Sinusoids:
+        """The training tasks; a task's query set is its support set."""
+        return Sinusoids(self.points, 1, False, self.amplitudes, self.phases, self.inputs)
+
+    def tasks(self, count: int, generator: torch.Generator) -> Started:
+        """Whole tasks, each with a start of its own or one of the few that there are."""
+        support, _ = self.family().sample(count, generator)
+        if self.starts is None:
+            return begun(self.learner().model, Started(support, support, {}), generator)
+        return Started(support, support, few_starts(self, self.starts, count, generator))
+
+    def tests(self, run: Training, seed: int, model: Model) -> Started:
+        """Sines of many amplitudes and phases, with starts drawn as PyTorch's layers are."""
+        draws = runtime.generator(seed)
+        family = Sinusoids(self.points, 1, False, (0.2, 5.0), (-math.pi, math.pi))
+        support, _ = family.sample(self.test_tasks, draws)
+        return run.common(begun(model, Started(support, support, {}), draws))
+
+    def judge(self, run: Training, theta: Params) -> Metrics:
+        """``ml3_mse_{steps}`` and ``mse_mse_{steps}`` (same rate), ``tuned_mse_{steps}`` (a rate chosen on other
+        tasks); and with Adam, another network and five times the steps."""
+        m: Metrics = {}
+        model, steps = MLP((1, *self.hidden, 1), scale=None), (*self.test_steps, self.far)
+        tests, others = self.tests(run, TEST_SEED, model), self.tests(run, TUNING_SEED, model)
+        learner = run.learner.with_(model=model)
+        rate = run.tuned(theta, self.tuning_rates, others, 100, learner=learner)
+        table(m, "ml3_mse", steps, run.learned(theta, tests, steps, learner=learner))
+        table(m, "mse_mse", steps, run.plain(theta, tests, steps, self.inner_rate, learner=learner))
+        table(m, "tuned_mse", steps, run.plain(theta, tests, steps, rate, learner=learner))
+        some = tuple(s for s in self.test_steps if s in (0, 10, 50, 100))
+        adam = {"learner": learner, "rate": self.adam_rate, "optimizer": "adam"}
+        table(m, "adam_ml3_mse", some, run.learned(theta, tests, some, **adam))
+        table(m, "adam_mse_mse", some, run.plain(theta, tests, some, **adam))
+        # Three tanh layers where the loss was trained for two of ReLU.
+        other = MLP((1, 40, 40, 40, 1), scale=None, activation="tanh")
+        tests, learner = self.tests(run, TEST_SEED, other), run.learner.with_(model=other)
+        table(m, "arch_ml3_mse", some, run.learned(theta, tests, some, learner=learner))
+        table(m, "arch_mse_mse", some, run.plain(theta, tests, some, self.inner_rate, learner=learner))
+        m["tuned_rate"] = chosen(rate)
+        return {"test_mse": m["ml3_mse_100"]} | m
+
+
+# ---------------------------------------- shaping
+
+
+@dataclass(frozen=True)
+class Frequency:
+    """f(x) = sin(ωx) with one parameter, ``omega`` ``[1]``; the outputs ``[n, 2]`` are f(x) and ω itself.
+
+    A loss that may look at ω can use what it is told at meta-training. The learned loss sees f(x) alone.
+    """
+
+    first: float = 0.1
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """The public code's only start."""
+        return {"omega": torch.full((1,), self.first, dtype=dtype, device=generator.device)}
+
+    def adapts(self, name: str) -> bool:
+        """ω is all there is."""
+        return True
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        """``[n, 2]`` of ``x`` ``[n, 1]``."""
+        return torch.cat([torch.sin(params["omega"] * x), params["omega"].expand_as(x)], -1)
+
+
+def seen_of_frequency(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+    """(x, ŷ, y), without the frequencies beside them."""
+    return input_prediction_and_target(x, outputs[:, :1], y[:, :1])
+
+
+def frequency_error(outputs: Tensor, y: Tensor) -> Tensor:
+    """(ω − ω*)²: the extra information."""
+    return (outputs[:, 1] - y[:, 1]).square().mean()
+
+
+def prediction_error(outputs: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error of f(x) alone."""
+    return mean_squared_error(outputs[:, :1], y[:, :1])
+
+
+@dataclass(frozen=True)
+class ShapedSine(Study):
+    """The loss of sin(ωx), with the true frequency known at meta-training or not.
+
+    Every inner run begins at ω = 0.1 and goes ten steps at rate 1; each of its points contributes the meta-gradient of
+    one step. (The public code takes an outer step at every point of every task, here they are averaged.)
+
+    Attributes:
+        shaped: meta-train on (ω − ω*)², else on the mean squared error.
+        truths: range of the true frequencies.
+        truth: that of the paper's figure.
+        reach: range of ω in which the landscape is looked at.
+        close: how near to ω* a descent has to end.
+    """
+
+    inner_rate: float = 1.0
+    way: int = 10
+    meta_batch: int = 16
+    iterations: int = 10_000
+    outer_rate: float = 3e-3
+    evaluate_every: int = 5_000
+    shaped: bool = True
+    points: int = 64
+    truths: tuple[float, float] = (-5.0, 5.0)
+    truth: float = 0.5
+    reach: tuple[float, float] = (-7.0, 7.0)
+    close: float = 0.25
+    test_tasks: int = 50
+
+    def learner(self) -> LossDescent:
+        """ω, and the public code's loss network, which is linear at its end and thus has no lower bound."""
+        body = MLP((3, 10, 10, 10, 1), scale="xavier", activation="elu")
+        loss = frequency_error if self.shaped else prediction_error
+        learned = LearnedLoss(body, seen_of_frequency, positive=False)
+        return LossDescent(Frequency(), loss, self.inner_rate, self.inner_steps, learned=learned)
+
+    def tasks(self, count: int, generator: torch.Generator) -> Started:
+        """Frequencies and inputs drawn uniformly."""
+        low, high = self.truths
+        truth = low + (high - low) * torch.rand(count, 1, 1, generator=generator)
+        x = -5 + 10 * torch.rand(count, self.points, 1, generator=generator)
+        return begun(Frequency(), _waves(truth, x), generator)
+
+    def landscape(self, theta: Params, truth: Tensor, omegas: Tensor) -> tuple[Tensor, Tensor]:
+        """The learned loss ``[seeds, truths, omegas]`` and the mean squared error ``[truths, omegas]`` over ω.
+
+        Args:
+            theta: ψ ``[seeds, ...]``.
+            truth: true frequencies ``[truths]``.
+            omegas: ``[omegas]``.
+        """
+        learner, x = self.learner(), torch.arange(-5.0, 5.0, 0.1, device=truth.device)[:, None]
+        wave = _waves(truth[:, None, None], x.expand(len(truth), -1, -1)).support
+
+        def value(theta: Params, omega: Tensor, examples: Examples) -> Tensor:
+            outputs = learner.model({"omega": omega[None]}, examples.x)
+            return learner.learned(theta, examples.x, outputs, examples.y)
+
+        def plain(omega: Tensor, examples: Examples) -> Tensor:
+            return prediction_error(learner.model({"omega": omega[None]}, examples.x), examples.y)
+
+        with torch.no_grad():
+            over = vmap(vmap(value, (None, 0, None)), (None, None, 0))
+            return vmap(over, (0, None, None))(theta, omegas, wave), vmap(vmap(plain, (0, None)), (None, 0))(
+                omegas, wave
+            )
+
+    def judge(self, run: Training, theta: Params) -> Metrics:
+        """``learned_basin``: share of the range from which going downhill ends within ``close`` of ω* = ``truth``;
+        ``learned_basin_all``: the same averaged over many ω*; ``mse_basin`` and so on of the mean squared error. And
+        what ten steps of the training's rate reach from its start: ``reached`` (share) and ``distance``."""
+        m: Metrics = {}
+        device = next(iter(theta.values())).device
+        omegas = torch.linspace(*self.reach, 1401, device=device)
+        low, high = self.truths
+        many = low + (high - low) * torch.rand(self.test_tasks, generator=runtime.generator(TEST_SEED)).to(device)
+        for kind, truth in (("", torch.tensor([self.truth], device=device)), ("_all", many)):
+            learned, plain = self.landscape(theta, truth, omegas)
+            shares = downhill_share(learned, omegas, truth, self.close)
+            m[f"learned_basin{kind}"] = evaluation.over_seeds(shares.mean(1))
+            m[f"mse_basin{kind}"] = chosen(downhill_share(plain, omegas, truth, self.close).mean().item())
+        tests = run.common(self.tasks(self.test_tasks, runtime.generator(TEST_SEED)))
+
+        def away(phi: Params, query: Examples) -> Tensor:
+            return (phi["omega"][0] - query.y[0, 1]).abs()
+
+        steps = (0, 1, 5, 10)
+        distance = run.learned(theta, tests, steps, away)
+        table(m, "distance", steps, distance)
+        table(m, "reached", steps, (distance <= self.close).double())
+        return {"basin": m["learned_basin"]} | m
+
+
+def _waves(truth: Tensor, x: Tensor) -> Started:
+    """Tasks without a start: y ``[T, n, 2]`` holds sin(ω*x) and ω*."""
+    examples = Examples(x, torch.cat([torch.sin(truth * x), truth.expand_as(x)], -1))
+    return Started(examples, examples, {})
+
+
+def downhill_share(landscape: Tensor, omegas: Tensor, truth: Tensor, close: float) -> Tensor:
+    """From which share of the ω going downhill ends near the truth: the limit of gradient descent with small steps.
+
+    Args:
+        landscape: values ``[..., truths, omegas]`` on an equally spaced grid.
+        omegas: the grid, ``[omegas]``.
+        truth: ``[truths]``.
+        close: largest distance from the truth that counts.
+
+    Returns:
+        ``[..., truths]``, in [0, 1].
+    """
+    here = torch.arange(len(omegas), device=omegas.device).expand(landscape.shape).clone()
+    infinite = landscape.new_full((*landscape.shape[:-1], 1), torch.inf)
+    left = torch.cat([infinite, landscape[..., :-1]], -1)
+    right = torch.cat([landscape[..., 1:], infinite], -1)
+    lowest = torch.stack([landscape, left, right]).argmin(0)  # the first of equals: a flat stretch stays where it is
+    to = here + (lowest == 2).long() - (lowest == 1).long()
+    for _ in range(math.ceil(math.log2(len(omegas)))):  # follow twice as many steps each time
+        to = to.gather(-1, to)
+    return ((omegas[to] - truth[:, None]).abs() <= close).double().mean(-1)
+
+
+# ---------------------------------------- inverse dynamics
+
+
+@dataclass(frozen=True)
+class InertiaNetwork:
+    """A model of a two-link arm's inverse dynamics that learns its mass matrix: τ = M_φ(q) q̈ + c(q, q̇).
+
+    What does not depend on M, c(q, q̇), is known, as in the paper, and taken off: the outputs are the torques
+    M_φ(q) q̈. The network gives the three entries of a lower triangle L from cosines and sines of the angles, and
+    M = L Lᵀ. All is in units in which the numbers are about 1: ``inertia`` kg m² and ``acceleration`` rad/s².
+    """
+
+    network: MLP
+    inertia: float = 5e-4
+    acceleration: float = 10.0
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh parameters of the network."""
+        return self.network.init(generator, dtype)
+
+    def adapts(self, name: str) -> bool:
+        """All of them."""
+        return True
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        """Two torques and the entries M11, M12, M22, ``[n, 5]``, of ``x`` ``[n, 4]``: angles and accelerations."""
+        q, acceleration = x[:, :2], x[:, 2:]
+        a, b, c = self.network(params, torch.cat([q.cos(), q.sin()], -1)).unbind(-1)
+        entries = torch.stack([a * a, a * b, b * b + c * c], -1)
+        return torch.cat([self.torque(entries, acceleration), entries], -1)
+
+    def torque(self, entries: Tensor, acceleration: Tensor) -> Tensor:
+        """M q̈ ``[..., 2]`` of M11, M12, M22 ``[..., 3]`` and q̈ ``[..., 2]``."""
+        first, cross, last = entries.unbind(-1)
+        one, two = acceleration.unbind(-1)
+        return torch.stack([first * one + cross * two, cross * one + last * two], -1)
+
+
+def seen_of_dynamics(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+    """(q, q̈, predicted torque, measured torque), without the mass matrix."""
+    return input_prediction_and_target(x, outputs[:, :2], y[:, :2])
+
+
+def torque_error(outputs: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error of the torques."""
+    return mean_squared_error(outputs[:, :2], y[:, :2])
+
+
+def inertia_error(outputs: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error of the mass matrix, all four entries: the extra information."""
+    first, cross, last = (outputs[:, 2:] - y[:, 2:]).square().mean(0)
+    return (first + 2 * cross + last) / 4
+
+
+@dataclass(frozen=True)
+class InverseDynamics(Study):
+    """Learning the mass matrix of a two-link arm from torques along a trajectory.
+
+    The arm is the reacher without the armature that MuJoCo adds to its joints: with it M would be all but constant. A
+    task is a smooth random motion; the query set is another one. With ``shaped`` the loss is meta-trained on the error
+    of the mass matrix, which nothing measures on a real arm; else on the error of the torques.
+
+    Attributes:
+        shaped: meta-train on the mass matrix.
+        hidden: widths of the network.
+        points: of a motion of ``seconds``.
+        test_tasks: the same for all seeds, as in all of these studies.
+        waves: of a joint's motion: sines up to so many periods.
+    """
+
+    inner_rate: float = 1e-2
+    way: int = 5
+    meta_batch: int = 4
+    iterations: int = 2_000
+    evaluate_every: int = 1_000
+    shaped: bool = True
+    hidden: tuple[int, ...] = (32, 32)
+    points: int = 64
+    seconds: float = 4.0
+    waves: int = 3
+    test_tasks: int = 20
+    test_steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50, 100)
+    tuning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 0.1, 0.3)
+
+    def arm(self) -> Reacher:
+        """The arm without armature."""
+        return Reacher(armature=0.0)
+
+    def learner(self) -> LossDescent:
+        """The network for M, and a loss that sees torques."""
+        model = InertiaNetwork(MLP((4, *self.hidden, 3), scale="xavier", activation="tanh"))
+        learned = LearnedLoss(MLP((8, 50, 50, 1), scale="xavier", activation="elu"), seen_of_dynamics)
+        loss = inertia_error if self.shaped else torque_error
+        return LossDescent(model, loss, self.inner_rate, self.inner_steps, learned=learned)
+
+    def motions(self, count: int, generator: torch.Generator) -> Examples:
+        """``count`` motions: ``x`` ``[count, points, 4]``, ``y`` ``[count, points, 5]``, in the network's units."""
+        model, arm = self.learner().model, self.arm()
+        draw = torch.rand(count, 1, 2, self.waves, 2, generator=generator)
+        frequency = 2 * math.pi * torch.arange(1, self.waves + 1) / self.seconds
+        angle = frequency * torch.linspace(0, self.seconds, self.points)[:, None, None] + 2 * math.pi * draw[..., 0]
+        size = draw[..., 1] / torch.arange(1, self.waves + 1)
+        middle = math.pi * (2 * torch.rand(count, 1, 2, generator=generator) - 1)
+        q = middle + (size * angle.sin()).sum(-1)
+        acceleration = -(size * frequency**2 * angle.sin()).sum(-1) / model.acceleration
+        m = arm.mass_matrix(torch.cat([q, torch.zeros_like(q)], -1)) / model.inertia
+        entries = torch.stack([m[..., 0, 0], m[..., 0, 1], m[..., 1, 1]], -1)
+        y = torch.cat([model.torque(entries, acceleration), entries], -1)
+        return Examples(torch.cat([q, acceleration], -1), y)
+
+    def tasks(self, count: int, generator: torch.Generator) -> Started:
+        """A motion to learn from and one to be judged on, each task with a network of its own."""
+        support, query = self.motions(count, generator), self.motions(count, generator)
+        return begun(self.learner().model, Started(support, query, {}), generator)
+
+    def judge(self, run: Training, theta: Params) -> Metrics:
+        """``{kind}_torque_{steps}`` and ``{kind}_inertia_{steps}``: mean squared errors on a new motion.
+
+        Kinds: ``ml3``; ``mse``, of the torques, at the same rate; ``tuned``, at a rate chosen on other motions."""
+        m: Metrics = {}
+        model, steps = run.learner.model, self.test_steps
+        tests, others = (
+            run.common(self.tasks(self.test_tasks, runtime.generator(s))) for s in (TEST_SEED, TUNING_SEED)
+        )
+        on_torques = run.learner.with_(loss=torque_error)
+        rate = run.tuned(theta, self.tuning_rates, others, max(steps), learner=on_torques)
+        for what, error in (("torque", torque_error), ("inertia", inertia_error)):
+
+            def measure(phi: Params, query: Examples, error=error) -> Tensor:
+                return error(model(phi, query.x), query.y)
+
+            table(m, f"ml3_{what}", steps, run.learned(theta, tests, steps, measure))
+            table(m, f"mse_{what}", steps, run.plain(theta, tests, steps, self.inner_rate, measure, on_torques))
+            table(m, f"tuned_{what}", steps, run.plain(theta, tests, steps, rate, measure, on_torques))
+        m["tuned_rate"] = chosen(rate)
+        return {"torque_error": m[f"ml3_torque_{max(steps)}"]} | m
+
+
+def experiments() -> list[Study]:
+    """The experiments of the chapter, the most important first."""
+    many = {
+        "amplitudes": (0.2, 5.0), "phases": (-math.pi, math.pi), "inputs": (-5.0, 5.0), "meta_batch": 4, "way": 5,
+        "iterations": 1_500, "evaluate_every": 500,
+    }  # fmt: skip
+    return [
+        SineStudy("ml3-sine"),
+        SineStudy("ml3-sine-cycling", starts=10),
+        SineStudy("ml3-sine-tasks", **many),
+        ShapedSine("ml3-shaped-sine"),
+        ShapedSine("ml3-shaped-sine-plain", shaped=False),
+        InverseDynamics("ml3-inverse-dynamics"),
+        InverseDynamics("ml3-inverse-dynamics-plain", shaped=False),
+    ]

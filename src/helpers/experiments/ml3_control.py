@@ -1,0 +1,338 @@
+"""The recorded experiments of the ML3 chapter in which a learned loss improves a policy through a model of the world.
+
+Model-based reinforcement learning: policies are followed in an environment, or a model of one, that can be
+differentiated (:mod:`helpers.tasks.control`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from helpers import runtime
+from helpers.experiments.ml3 import TEST_SEED, TUNING_SEED, Metrics, Study, Training, begun, chosen, few_starts, table
+from helpers.learners import CARRIED, LossDescent
+from helpers.losses import LearnedLoss
+from helpers.models import MLP, Params, below, stacked
+from helpers.tasks import Examples, Started
+from helpers.tasks.control import MountainCar, PointMass, Reacher, Rollout, Trajectory, random_rollouts
+
+DYNAMICS = CARRIED + "dynamics:"  # prefix, in θ, of learned dynamics: kept with the checkpoint, left alone by training
+
+
+# ---------------------------------------- mountain car
+
+
+@dataclass(frozen=True)
+class Car(Study):
+    """A loss for the mountain car, with an intermediate goal at meta-training or without.
+
+    The learned loss sees state, action and the distance at the end, a constant, of every step. It is judged by whether
+    policies that descend it, which are told neither goal, reach the top.
+
+    Attributes:
+        shaped: meta-train with the intermediate goal.
+        policies: first policies that there are for each seed. The public code has one, in training and at test; None
+            draws a new one for every task.
+        test_policies: new ones.
+        arrived: how near to the goal's position counts as having reached it.
+    """
+
+    inner_rate: float = 1e-3
+    meta_batch: int = 4
+    iterations: int = 1_000
+    evaluate_every: int = 500
+    shaped: bool = True
+    policies: int | None = None
+    hidden: int = 200
+    loss_width: int = 400
+    test_policies: int = 20
+    test_steps: tuple[int, ...] = (0, 1, 2, 5, 10)
+    arrived: float = 0.05
+    tuning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+
+    def env(self) -> MountainCar:
+        """The car, differentiated through its limits as in the public code."""
+        return MountainCar(through=True)
+
+    def learner(self) -> LossDescent:
+        """A linear policy of two factors, and the public code's loss network."""
+        env = self.env()
+        policy = MLP((2, self.hidden, 1), scale=None, activation="identity", bias=False)
+        body = MLP((4, self.loss_width, self.loss_width, 1), scale=None, activation="elu")
+
+        def loss(trajectory: Trajectory, y: Tensor) -> Tensor:
+            return env.loss(trajectory, self.shaped).mean()
+
+        learned = LearnedLoss(body, seen_of_the_car, positive=False)
+        return LossDescent(Rollout(env, policy), loss, self.inner_rate, self.inner_steps, learned=learned)
+
+    def tasks(self, count: int, generator: torch.Generator) -> Started:
+        """Always the same start at rest in the valley and the same goal; what differs is the policy."""
+        env = self.env()
+        x = env.reset(count, generator)[:, None]
+        examples = Examples(x, x.new_tensor(env.goal).expand_as(x))
+        if self.policies is None:
+            return begun(self.learner().model, Started(examples, examples, {}), generator)
+        return Started(examples, examples, few_starts(self, self.policies, count, generator))
+
+    def judge(self, run: Training, theta: Params) -> Metrics:
+        """``{kind}_reached_{updates}`` (share of policies that reach the top) and ``{kind}_gap_{updates}`` (distance
+        of the goal from the farthest position).
+
+        Kinds: ``ml3``; ``task``, the task's own loss at the best of several rates, with the extra information if the
+        experiment has it; ``same``, for ``ml3`` from the policies of meta-training, where these are few."""
+        m: Metrics = {}
+        env, learner, steps = self.env(), run.learner, self.test_steps
+        fresh = replace(self, policies=None)
+        count = self.test_policies
+        tests, others = (run.common(fresh.tasks(count, runtime.generator(s))) for s in (TEST_SEED, TUNING_SEED))
+        gap = partial(self.gap, env, learner)
+        rate = run.tuned(theta, self.tuning_rates, others, 10)
+
+        def enter(kind: str, gaps: Tensor) -> None:
+            table(m, f"{kind}_reached", steps, (gaps <= self.arrived).double())
+            table(m, f"{kind}_gap", steps, gaps)
+
+        enter("ml3", run.learned(theta, tests, steps, gap))
+        enter("task", run.plain(theta, tests, steps, rate, gap))
+        if self.policies is not None:
+            same = run.draw(self.policies, runtime.generator(TEST_SEED))
+            enter("same", run.learned(theta, same, steps, gap))
+        m["tuned_rate"] = chosen(rate)
+        return {"reached": m["ml3_reached_2"]} | m
+
+    @staticmethod
+    def gap(env: MountainCar, learner: LossDescent, phi: Params, query: Examples) -> Tensor:
+        """What the farthest position lacks to the goal's, in the environment's units of length."""
+        return (env.goal[0] - learner.model(phi, query.x).states[..., 0].amax(-1)).mean()
+
+
+def seen_of_the_car(x: Tensor, trajectory: Trajectory, y: Tensor) -> Tensor:
+    """(state, action, distance at the end) of every step, ``[n * horizon, 4]``; the distance is a constant."""
+    away = (trajectory.states[..., -1, :] - y).detach().norm(dim=-1)
+    return _of_steps(trajectory.states[..., :-1, :], trajectory.actions, away)
+
+
+def _of_steps(states: Tensor, actions: Tensor, ends: Tensor) -> Tensor:
+    """What a loss sees of every step, ``[n * horizon, ...]``; ``ends`` ``[n]`` is the same for all steps."""
+    features = torch.cat([states, actions, ends[..., None, None].expand(*actions.shape[:-1], 1)], -1)
+    return features.flatten(0, -2)
+
+
+# ---------------------------------------- point mass and reacher
+
+
+@dataclass(frozen=True)
+class Reaching(Study):
+    """A loss that brings a point mass or a two-link arm to goals, new ones among them.
+
+    The meta-gradient goes through a model of the dynamics: the mass's own, or an ensemble of networks fitted to random
+    motion of the arm. Judged in the true environment.
+
+    Attributes:
+        body: ``"mass"`` or ``"arm"``.
+        goals: goals that there are in training. The public code has one; None draws new ones.
+        policies: first policies that there are for each seed. The public code has one; None draws new ones.
+        sees_goal: the learned loss sees the goal itself. In the public code it sees the distance at the end, a number
+            that does not tell where to go.
+        members, member_hidden, member_epochs: of the ensemble; no members is the exact dynamics.
+        rollouts: random ones for each seed's ensemble.
+        horizon: of a rollout; None is the environment's own, 50 steps of the mass and 65 of the arm.
+        test_goals: new goals, with a new policy each.
+    """
+
+    inner_rate: float = 1e-4
+    way: int = 1
+    meta_batch: int = 4
+    iterations: int = 1_000
+    outer_rate: float = 1e-2
+    evaluate_every: int = 500
+    body: str = "arm"
+    goals: int | None = None
+    policies: int | None = None
+    sees_goal: bool = True
+    hidden: tuple[int, ...] = (64, 64)
+    loss_width: int = 400
+    members: int = 0
+    member_hidden: tuple[int, ...] = (100, 30)
+    member_epochs: int = 60
+    rollouts: int = 30
+    horizon: int | None = None
+    test_goals: int = 20
+    test_steps: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20)
+    tuning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+    def env(self) -> PointMass | Reacher:
+        """The environment. The arm has the public code's one substep of 0.01 s and a tenth of Reacher-v5's torque, 20
+        N m, with which a random policy does not spin it."""
+        env = PointMass() if self.body == "mass" else Reacher(substeps=1, gear=20.0)
+        return env if self.horizon is None else replace(env, horizon=self.horizon)
+
+    def learner(self) -> LossDescent:
+        """The policy that is followed in the environment; in learned dynamics once it is bound to them."""
+        env = self.env()
+        seen = 6 if self.body == "mass" else 8
+        policy = MLP((seen, *self.hidden, 2), scale=None, activation="tanh")
+        width = env.state_size + 2 + 1 + 2 * self.sees_goal
+        body = MLP((width, self.loss_width, self.loss_width, 1), scale=None, activation="elu")
+        learned = LearnedLoss(body, partial(seen_of_reaching, env, self.sees_goal))
+        # As in the public code a policy's observations are constants for the derivatives through an arm.
+        model = Rollout(env, policy, constant_observations=self.body == "arm")
+
+        def loss(trajectory: Trajectory, y: Tensor) -> Tensor:
+            return env.loss(trajectory, y).mean()
+
+        return LossDescent(model, loss, self.inner_rate, self.inner_steps, learned=learned)
+
+    def tasks(self, count: int, generator: torch.Generator) -> Started:
+        """Starts with goals."""
+        env = self.env()
+        start = env.reset(count, generator)
+        if self.goals is None:
+            goals = env.goals(count, generator)
+        else:
+            which = torch.randint(self.goals, (count,), generator=generator)
+            goals = env.goals(self.goals, runtime.generator(1))[which]
+        examples = Examples(torch.cat([start, goals], -1)[:, None], goals[:, None])
+        if self.policies is None:
+            return begun(self.learner().model, Started(examples, examples, {}), generator)
+        return Started(examples, examples, few_starts(self, self.policies, count, generator))
+
+    def setup(self, device: torch.device, compiled: bool) -> ReachingTraining:
+        """Make the learner."""
+        return ReachingTraining(self, device)
+
+    def distance(self, phi: Params, query: Examples) -> Tensor:
+        """Distance from the goal at the end, in m, in the true environment."""
+        env = self.env()
+        last = self.learner().model(phi, query.x).states[..., -1, :]
+        if self.body == "mass":
+            return (last[..., :2] - query.y).norm(dim=-1).mean()
+        return (env.fingertip(last) - env.fingertip(query.y)).norm(dim=-1).mean()
+
+    def judge(self, run: Training, theta: Params) -> Metrics:
+        """``{kind}_distance_{updates}`` and ``{kind}_loss_{updates}`` at new goals.
+
+        Kinds: ``ml3``; ``same``, the task's own loss at the same rate; ``task``, at the best of several rates, chosen
+        on other goals."""
+        m: Metrics = {}
+        steps, fresh = self.test_steps, replace(self, goals=None, policies=None)
+        count = self.test_goals
+        tests, others = (run.common(fresh.tasks(count, runtime.generator(s))) for s in (TEST_SEED, TUNING_SEED))
+        rate = run.tuned(theta, self.tuning_rates, others, 10, run.learner.query_loss)
+        for what, measure in (("distance", self.distance), ("loss", run.learner.query_loss)):
+            table(m, f"ml3_{what}", steps, run.learned(theta, tests, steps, measure))
+            table(m, f"same_{what}", steps, run.plain(theta, tests, steps, self.inner_rate, measure))
+            table(m, f"task_{what}", steps, run.plain(theta, tests, steps, rate, measure))
+        m["tuned_rate"] = chosen(rate)
+        return {"distance": m["ml3_distance_2"]} | m
+
+
+def seen_of_reaching(env: PointMass | Reacher, goal: bool, x: Tensor, trajectory: Trajectory, y: Tensor) -> Tensor:
+    """(state, action, distance at the end) of every step and, if ``goal``, the goal. Of the arm's, actions alone have
+    derivatives."""
+    states, actions = trajectory.states, trajectory.actions
+    away = (states[..., -1, :2] - y).detach().norm(dim=-1)
+    if isinstance(env, Reacher):
+        states = states.detach() / states.new_tensor([1.0, 1.0, env.speed_scale, env.speed_scale])
+    states = states[..., :-1, :]
+    if goal:
+        states = torch.cat([states, y[..., None, :].expand(*states.shape[:-1], -1)], -1)
+    return _of_steps(states, actions, away)
+
+
+class ReachingTraining(Training):
+    """A reaching study; with ``members`` each seed has dynamics of its own in θ, fitted once, under ``DYNAMICS``."""
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Fresh ψ and, where there are any, fitted dynamics; ``[seeds, ...]``."""
+        theta = super().init(generator)
+        return theta | self._fitted(generator) if self.experiment.members else theta
+
+    def _fitted(self, generator: torch.Generator) -> Params:
+        e = self.experiment
+        members = [fit_ensemble(e, runtime.generator(e.seed + s, generator.device)) for s in range(e.seeds)]
+        return {DYNAMICS + name: value for name, value in stacked(members).items()}
+
+    def bound(self, theta: Params, learner: LossDescent) -> LossDescent:
+        """The learner whose policies are followed in the dynamics of θ."""
+        dynamics = below(theta, DYNAMICS)
+        if not dynamics:
+            return learner
+        step = partial(ensemble_step, self.experiment.env(), dynamics)
+        return learner.with_(model=replace(learner.model, step=step))
+
+
+def ensemble_step(env: Reacher, dynamics: Params, state: Tensor, action: Tensor) -> Tensor:
+    """The next state by the mean change of velocity that the members of an ensemble predict.
+
+    Args:
+        dynamics: a network of two tanh layers and, last, a mean and a spread of each velocity's change; the tensors
+            with a leading axis of members.
+        state, action: ``[..., 4]`` and ``[..., 2]``.
+
+    Source: Bechtle et al. (2020), model-based reinforcement learning; the public code's ensemble and limits.
+    """
+    change = ensemble(dynamics, _normal(env, state, action))[0].mean(0)
+    speed = (state[..., 2:] + change).clamp(-4 * env.speed_scale, 4 * env.speed_scale)
+    return torch.cat([state[..., :2] + env.dt * speed, speed], -1)
+
+
+def _normal(env: Reacher, state: Tensor, action: Tensor) -> Tensor:
+    return torch.cat([state[..., :2].cos(), state[..., :2].sin(), state[..., 2:] / env.speed_scale, action], -1)
+
+
+def ensemble(dynamics: Params, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances ``[members, ..., 2]`` of every member at ``x`` ``[..., 8]``."""
+    shape, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
+    for layer in (1, 2):
+        x = torch.tanh(x @ dynamics[f"linear{layer}.weight"] + dynamics[f"linear{layer}.bias"][:, None])
+    mean, spread = (x @ dynamics["linear3.weight"] + dynamics["linear3.bias"][:, None]).chunk(2, -1)
+    return mean.unflatten(1, shape), (functional.softplus(spread) + 1e-6).unflatten(1, shape)
+
+
+def fit_ensemble(experiment: Reaching, generator: torch.Generator) -> Params:
+    """Dynamics of the environment from random rollouts: every member leaves another part of the data out.
+
+    Returns:
+        Parameters of :func:`ensemble_step`, each with a leading axis of ``experiment.members``.
+    """
+    e, env = experiment, experiment.env()
+    data = random_rollouts(env, e.rollouts, env.horizon, generator)
+    x = _normal(env, data.state, data.action).flatten(0, 1)
+    y = (data.next_state - data.state)[..., 2:].flatten(0, 1)
+    fold = torch.randperm(len(x), generator=generator) % e.members if e.members > 1 else torch.ones(len(x))
+    sizes = (x.shape[-1], *e.member_hidden, 2 * y.shape[-1])
+    model = MLP(sizes, scale=None)
+    params = stacked([model.init(generator) for _ in range(e.members)])
+    params = {name: (v[:, :] if v.dim() == 3 else v).requires_grad_() for name, v in params.items()}
+    optimizer = torch.optim.Adam(params.values(), lr=3e-3)
+    weight = (fold[None] != torch.arange(e.members)[:, None]).to(x.dtype)[..., None]
+    for _ in range(e.member_epochs):
+        for batch in torch.randperm(len(x), generator=generator).split(128):
+            mean, variance = ensemble(params, x[batch])
+            error = (y[batch] - mean).square() / variance + variance.log()
+            optimizer.zero_grad()
+            (weight[:, batch] * error).mean().backward()
+            optimizer.step()
+    return {name: value.detach() for name, value in params.items()}
+
+
+def experiments() -> list[Study]:
+    """The control experiments of the chapter, the most important first."""
+    public = {"goals": 1, "policies": 1, "sees_goal": False}
+    arm = {"body": "arm", "members": 3}
+    return [
+        Car("ml3-mountain-car"),
+        Car("ml3-mountain-car-plain", shaped=False),
+        Car("ml3-mountain-car-one", policies=1),
+        Car("ml3-mountain-car-one-plain", policies=1, shaped=False),
+        Reaching("ml3-point-mass", body="mass", outer_rate=1e-3, inner_rate=1e-2, way=3, iterations=600),
+        Reaching("ml3-reacher", **arm),
+        Reaching("ml3-reacher-one", **arm, **public),
+    ]

@@ -1,0 +1,343 @@
+"""The recorded experiments of the ML3 chapter on pairs of handwritten digits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn import functional
+from torch.utils._pytree import tree_map
+
+from helpers import evaluation, losses, metagradients, runtime
+from helpers.experiments import Recorded
+from helpers.learners import RATE, GradientDescent, LossDescent
+from helpers.losses import LearnedLoss
+from helpers.metagradients import traced
+from helpers.models import MLP, Model, Params, stacked
+from helpers.runtime import UserError
+from helpers.tasks import Examples, Started, Tasks, digits, minibatches
+from helpers.tasks.images import ImageClasses
+
+TEST_SEED = 20_190_612  # of the test tasks; the same tasks for every experiment and every evaluation
+
+
+@dataclass(frozen=True)
+class LeNet:
+    """Two 5×5 convolutions with max pooling and ReLU, and two linear layers, for square images given as rows of pixels.
+
+    Parameters are ``conv1.weight`` ``[5, 5, 1, 10]``, ``conv1.bias`` ``[10]``, ``conv2.…``, ``linear1.weight`` ``[320,
+    50]`` and so on, drawn from U[−1/√n, 1/√n], n inputs, as PyTorch draws them. There is no dropout.
+
+    Attributes:
+        ways: number of classes.
+        side: height and width of the images.
+        filters: of the convolutions.
+        hidden: units between the linear layers.
+
+    Raises:
+        UserError: if the images are too small.
+
+    Source: ``optimizee.py`` of the public code of Bechtle et al. (2020), which has dropout too.
+    """
+
+    ways: int = 2
+    side: int = 28
+    filters: tuple[int, int] = (10, 20)
+    hidden: int = 50
+
+    def __post_init__(self) -> None:
+        if self.left < 1:
+            raise UserError(f"images of {self.side}×{self.side} pixels are too small for this network: give it 28×28")
+
+    @property
+    def left(self) -> int:
+        """Height and width of what the second pooling leaves."""
+        return ((self.side - 4) // 2 - 4) // 2
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh parameters on the generator's device."""
+        first, second = self.filters
+        shapes = {
+            "conv1": (first, 1, 5, 5),
+            "conv2": (second, first, 5, 5),
+            "linear1": (second * self.left**2, self.hidden),
+            "linear2": (self.hidden, self.ways),
+        }
+        params = {}
+        for name, shape in shapes.items():
+            out = shape[0] if len(shape) == 4 else shape[-1]
+            bound = (torch.Size(shape).numel() / out) ** -0.5
+            for kind, size in (("weight", shape), ("bias", (out,))):
+                value = torch.empty(size, dtype=dtype, device=generator.device)
+                params[f"{name}.{kind}"] = value.uniform_(-bound, bound, generator=generator)
+        return params
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        """Map ``x`` ``[n, side²]`` to ``[n, ways]``."""
+        x = x.view(len(x), 1, self.side, self.side)
+        for layer in ("conv1", "conv2"):
+            x = functional.conv2d(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
+            x = functional.relu(functional.max_pool2d(x, 2))
+        x = functional.relu(x.flatten(1) @ params["linear1.weight"] + params["linear1.bias"])
+        return x @ params["linear2.weight"] + params["linear2.bias"]
+
+    def adapts(self, name: str) -> bool:
+        """Whether the inner loop changes the parameter: it changes all."""
+        return True
+
+
+@dataclass(frozen=True)
+class MinibatchLossDescent(LossDescent):
+    """Descent of a learned loss in which every inner step sees a minibatch of its own, as later when it is used.
+
+    The support set is given as a sequence of minibatches, as for :class:`~helpers.learners.MinibatchDescent`.
+    """
+
+    def adapt(self, theta: Params, support: Examples, steps: int | None = None, start: Params | None = None) -> Params:
+        """Task parameters φ after one step on each minibatch."""
+        phi = self.start(theta) if start is None else start
+        for batch in range(len(support.x) if steps is None else steps):
+            phi = self.step(theta, phi, Examples(support.x[batch], support.y[batch]))
+        return phi
+
+
+@dataclass(frozen=True)
+class Digits(Recorded):
+    """A loss learned on one pair of digits, for telling other digits apart, several seeds side by side.
+
+    Every parameter carries a leading seed axis, and each seed has training pairs and held-out pairs of its own
+    (:func:`~helpers.tasks.digits.pairs`). The optimizee is fresh for every task; in the public code it is the same one
+    all along, a support set is one image, and that image is the query too.
+
+    Attributes:
+        images: the data, ``"mnist"`` or ``"digits"``.
+        train_pairs: pairs of digits for meta-training.
+        hidden: of the optimizee.
+        architecture: another optimizee, used with the learned loss at test only: ``"lenet"`` or ``"mlp"``, two layers
+            deeper.
+        shots: images of a support set, and of a minibatch at test.
+        queries: images of a query set.
+        inner_rate: of SGD on the learned loss, in training and at test, and of its first competitor.
+        tuning_rates: rates for SGD on the cross-entropy, of which each seed takes the best on its training pairs.
+        tuning_factors: the same for SGD on the learned loss, as multiples of ``inner_rate``.
+        test_steps: SGD steps at test after which the networks are measured.
+        test_tasks: fresh networks for each pair.
+        test_images: images of the test set on which each is measured.
+    """
+
+    name: str
+    images: str = "mnist"
+    train_pairs: int = 1
+    hidden: tuple[int, ...] = (40,)
+    architecture: str = "lenet"
+    shots: int = 10
+    queries: int = 10
+    inner_rate: float = 1e-3
+    inner_steps: int = 1
+    meta_batch: int = 10
+    iterations: int = 2_000
+    outer_rate: float = 1e-3
+    seed: int = 0
+    seeds: int = 5
+    tuning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    tuning_factors: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    test_steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50, 100)
+    test_tasks: int = 3
+    test_images: int = 200
+    evaluate_every: int = 1_000
+    paper: str = "ml3"
+
+    def data(self) -> dict[str, Any]:
+        """Digests of the images."""
+        return digits.provenance(self.images)
+
+    def pairs(self) -> list[tuple[tuple[digits.Pair, ...], tuple[digits.Pair, ...]]]:
+        """Training and held-out pairs of every seed."""
+        return [digits.pairs(self.seed + number, self.train_pairs) for number in range(self.seeds)]
+
+    def model(self, pixels: int) -> MLP:
+        """The optimizee of meta-training."""
+        return MLP((pixels, *self.hidden, 2), scale=None)
+
+    def other(self, pixels: int) -> Model:
+        """The optimizee that is never trained on.
+
+        Raises:
+            UserError: if there is none of that name.
+        """
+        match self.architecture:
+            case "lenet":
+                return LeNet(side=round(pixels**0.5))
+            case "mlp":
+                return MLP((pixels, *self.hidden, 40, 40, 2), scale=None)
+        raise UserError(f"there is no other optimizee called {self.architecture!r}: use lenet or mlp")
+
+    def learner(self, model: Model) -> MinibatchLossDescent:
+        """The learned loss, of probabilities and label, and its descent."""
+        learned = LearnedLoss(MLP((4, 40, 40, 1), scale=None), losses.probabilities_and_label, positive=True)
+        return MinibatchLossDescent(model, losses.cross_entropy, self.inner_rate, learned=learned)
+
+    def setup(self, device: torch.device, compiled: bool) -> DigitsTraining:
+        """Load the images and make the learner."""
+        train, test = (digits.load(split, self.images) for split in ("train", "test"))
+        return DigitsTraining(self, train, test, device)
+
+
+class DigitsTraining:
+    """An experiment with digits on one device."""
+
+    def __init__(self, experiment: Digits, train: ImageClasses, test: ImageClasses, device: torch.device) -> None:
+        e = self.experiment = experiment
+        self.device, self.train, self.test = device, train.images.to(device), test.images.to(device)
+        pixels = self.train.shape[2:].numel()
+        self.model, self.other = e.model(pixels), e.other(pixels)
+        self.learner = e.learner(self.model)
+        self.pairs = e.pairs()
+        self.families = [
+            digits.DigitPairs(self.train, pairs, e.inner_steps * e.shots, e.queries) for pairs, _ in self.pairs
+        ]
+        self.estimator = traced(self._seeds)
+        self.step, self.outcome = traced(_step), traced(_outcome)
+
+    def _seeds(self, theta: Params, tasks: Started) -> tuple[Params, Tensor]:
+        return vmap(partial(metagradients.maml, self.learner))(theta, tasks)
+
+    def init(self, generator: torch.Generator) -> Params:
+        """θ ``[seeds, ...]``: the learned losses."""
+        return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
+
+    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """The meta-gradient of each seed on tasks of its own, each with a fresh optimizee; the loss is the mean."""
+        e, count = self.experiment, self.experiment.meta_batch
+        tasks = []
+        for family in self.families:
+            support, query = family.sample(count, generator)
+            tasks.append(Tasks(minibatches(support, e.shots, e.inner_steps, generator), query))
+        support, query = tree_map(lambda *parts: torch.stack(parts), *tasks)
+        gradient, values = self.estimator(theta, Started(support, query, self.fresh(self.model, count, generator)))
+        return gradient, values.mean()
+
+    def fresh(self, model: Model, count: int, generator: torch.Generator) -> Params:
+        """First parameters ``[seeds, count, ...]``."""
+        seeds = self.experiment.seeds
+        drawn = stacked([model.init(generator) for _ in range(seeds * count)])
+        return {name: value.unflatten(0, (seeds, count)) for name, value in drawn.items()}
+
+    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+        """Accuracies and cross-entropies on test images while fresh networks learn, with intervals over the seeds.
+
+        ``ml3_accuracy_{steps}`` and ``ml3_loss_{steps}`` are of networks that descend the learned loss on held-out
+        pairs, ``ce_…`` of the same that descend the cross-entropy at the same rate. ``ml3_tuned_…`` and ``ce_tuned_…``
+        use for every number of steps the rate that is best for it on the seed's training pairs, so that neither gains
+        by its scale alone. With ``_train_pair`` at the end: on these pairs, and test images of them. With ``arch_`` at
+        the beginning: of the other optimizee, on held-out pairs.
+        """
+        e, metrics = self.experiment, {}
+        training, held_out = zip(*self.pairs, strict=True)
+        for prefix, model in (("", self.model), ("arch_", self.other)):
+            plain = GradientDescent(model, losses.cross_entropy, e.inner_rate)
+            multiples = [e.inner_rate * factor for factor in e.tuning_factors]
+            for kind, learner, psi, rates in (
+                ("ml3", e.learner(model), theta, multiples),
+                ("ce", plain, {}, e.tuning_rates),
+            ):
+                tuned = self.tuned(learner, psi, training, rates)
+                for suffix, pairs in (("", held_out), ("_train_pair", training)):
+                    if prefix and suffix:
+                        continue
+                    curve = partial(self.curves, learner, psi, pairs=pairs, test=self.test)
+                    ends = [curve(rate, measured=(steps,)) for steps, rate in tuned.items()]
+                    for how, found in (("", curve(e.inner_rate)), ("_tuned", torch.cat(ends, 1))):
+                        for quantity, values in zip(("accuracy", "loss"), found, strict=True):
+                            for steps, value in zip(e.test_steps, values, strict=True):
+                                name = f"{prefix}{kind}{how}_{quantity}_{steps}{suffix}"
+                                metrics[name] = evaluation.over_seeds(value)
+                metrics[f"{prefix}{kind}_tuned_rate"] = evaluation.over_seeds(tuned[e.test_steps[-1]])
+        return {"test_accuracy": metrics[f"ml3_accuracy_{e.test_steps[-1]}"]} | metrics
+
+    def tuned(
+        self, learner: GradientDescent, theta: Params, pairs: Sequence[Sequence[digits.Pair]], rates: Sequence[float]
+    ) -> dict[int, Tensor]:
+        """For each number of steps the rate ``[seeds]`` after which the cross-entropy of training images that are new
+        to the network is lowest."""
+        pairs = [list(one) * -(-4 // len(one)) for one in pairs]  # one pair and a few networks would be left to chance
+        ends = torch.stack([self.curves(learner, theta, rate, pairs, None)[1] for rate in rates])
+        best = ends.nan_to_num(torch.inf).argmin(0)
+        return dict(zip(self.experiment.test_steps, torch.tensor(rates, device=ends.device)[best], strict=True))
+
+    def curves(
+        self,
+        learner: GradientDescent,
+        theta: Params,
+        rate: float | Tensor,
+        pairs: Sequence[Sequence[digits.Pair]],
+        test: Tensor | None,
+        measured: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Accuracy and cross-entropy while fresh networks learn.
+
+        Args:
+            learner: what makes a step.
+            theta: its meta-parameters ``[seeds, ...]``.
+            rate: of every seed, or of each one ``[seeds]``.
+            pairs: as many for every seed.
+            test: images to measure on; None for training images that the network does not see.
+            measured: numbers of steps after which to measure; by default ``test_steps``.
+
+        Returns:
+            ``[2, steps, seeds]``, means over pairs and networks. The same tasks and networks on every call.
+        """
+        e, draws = self.experiment, runtime.generator(TEST_SEED + (test is None), self.device)
+        names = [name for name in learner.model.init(runtime.generator(0)) if learner.model.adapts(name)]
+        rate = torch.as_tensor(rate, dtype=torch.float32, device=self.device).expand(e.seeds).contiguous()
+        theta = theta | {RATE + name: rate for name in names}
+        found = []
+        for _ in range(e.test_tasks):
+            tasks = self._tasks(pairs, test, draws)
+            phi, done, values = self.fresh(learner.model, len(pairs[0]), draws), 0, []
+            for steps in measured or e.test_steps:
+                for number in range(done, steps):
+                    batch = tree_map(lambda t: t[:, :, number].contiguous(), tasks.support)  # noqa: B023
+                    phi = self.step(learner, theta, phi, batch)
+                done = steps
+                values.append(self.outcome(learner.model, phi, tasks.query).mean(-1))
+            found.append(torch.stack(values, 1))
+        return torch.stack(found).mean(0)
+
+    def _tasks(self, pairs: Sequence[Sequence[digits.Pair]], test: Tensor | None, draws: torch.Generator) -> Tasks:
+        """A task for each pair: minibatches ``[seeds, pairs, steps, shots, ...]``, and images to measure on."""
+        e, found = self.experiment, []
+        steps = e.test_steps[-1]
+        seen = min(e.shots * steps, 2 * self.train.shape[1] - e.test_images)  # then the same again, in another order
+        for pair in (pair for one in pairs for pair in one):
+            task = digits.DigitPairs(self.train, (pair,), seen, e.test_images).sample(1, draws)
+            if test is not None:
+                task = Tasks(task.support, digits.DigitPairs(test, (pair,), 2, e.test_images).sample(1, draws).query)
+            found.append(Tasks(minibatches(task.support, e.shots, steps, draws), task.query))
+        together = tree_map(lambda *parts: torch.cat(parts), *found)
+        return tree_map(lambda t: t.unflatten(0, (e.seeds, -1)), together)
+
+
+def _step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:
+    """One inner step of every task of every seed."""
+    return vmap(partial(metagradients.inner_step, learner))(theta, phi, support)
+
+
+def _outcome(model: Model, phi: Params, query: Examples) -> Tensor:
+    """Accuracy and cross-entropy ``[2, seeds, tasks]``."""
+
+    def one(phi: Params, query: Examples) -> Tensor:
+        outputs = model(phi, query.x)
+        return torch.stack([measure(outputs, query.y) for measure in (losses.accuracy, losses.cross_entropy)])
+
+    return vmap(vmap(one))(phi, query).movedim(-1, 0)
+
+
+def experiments() -> list:
+    """The experiments with digits, the most important first."""
+    return [Digits("ml3-mnist")]

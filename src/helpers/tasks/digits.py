@@ -1,0 +1,298 @@
+"""Binary tasks of two handwritten digits: MNIST, or the small digits that come with scikit-learn.
+
+MNIST's four files (``train-images-idx3-ubyte`` and so on) are taken from the folder named by ``METABOOK_DATA`` or from
+``data/raw``, where they lie in ``MNIST/raw``, as torchvision leaves them, or directly; else torchvision downloads them
+to ``data/raw``. The small digits need no file. Contents are verified, whatever their source.
+
+The digits of a set are not equally frequent. As many images of each are kept as there are of the rarest, the first ones
+of each, so that a set is one tensor.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helpers.runtime import UserError, root
+from helpers.tasks import Examples, Tasks
+from helpers.tasks.images import ImageClasses, data_folders, hashed_order, import_torchvision, sha256
+
+__all__ = ["DIGITS", "DigitPairs", "find", "load", "pairs", "provenance"]
+
+DIGITS = 10
+PARTS = {"train": "train", "test": "t10k"}  # split -> how the names of its two files begin
+KINDS = {"images": "images-idx3-ubyte", "labels": "labels-idx1-ubyte"}
+TEST = 50  # test images of each of the small digits
+SPLIT_SEED = 1  # of the small digits; MNIST has a split of its own
+
+# Of the pixels and labels of each part, as they lie in the files.
+SHA256 = {
+    "mnist": {
+        "train": "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b",
+        "test": "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b",
+    },
+    "digits": {"all": "a19cb3d96bba7deace8ee5a513a6eb7bad0403d528f00bf4d351b6a7a55baa91"},
+}
+
+Pair = tuple[int, int]
+
+
+def load(split: str, name: str = "digits", folder: Path | str | None = None, download: bool = True) -> ImageClasses:
+    """Load one part of a set of digits, as many images of each digit as there are of the rarest.
+
+    Args:
+        split: ``"train"`` or ``"test"``. MNIST's are the official ones; of the small digits 50 each are for the test,
+            chosen by hash.
+        name: ``"mnist"``, 28×28 pixels, or ``"digits"``, scikit-learn's, 8×8.
+        folder: look for MNIST here only, instead of in ``METABOOK_DATA`` and ``data/raw``, and download nothing.
+        download: fetch MNIST when it is in neither folder.
+
+    Returns:
+        ``ImageClasses`` with ten classes in the order of the digits: uint8 ``[10, 5421, 28, 28]`` (train) and
+        ``[10, 892, 28, 28]`` (test) for MNIST, ``[10, 124, 8, 8]`` and ``[10, 50, 8, 8]`` for the small digits.
+
+    Raises:
+        UserError: for an unknown split or name, when MNIST is neither there nor to be had, or when files are damaged
+            or not MNIST's.
+
+    Source: LeCun, Bottou, Bengio and Haffner (1998); Alpaydin and Kaynak (1998), of whose 5,620 digits scikit-learn
+    has the 1,797 of the test set.
+    """
+    if split not in PARTS:
+        raise UserError(f"the digits have no split {split!r}: choose one of {', '.join(PARTS)}")
+    if name not in SHA256:
+        raise UserError(f"there are no digits called {name!r}: choose one of {', '.join(SHA256)}")
+    images, labels = _mnist(split, folder, download and folder is None) if name == "mnist" else _small()
+    chosen = [np.flatnonzero(labels == digit) for digit in range(DIGITS)]
+    count = min(len(rows) for rows in chosen)
+    if name == "digits":
+        chosen = [
+            rows[hashed_order([f"{digit}/{i}" for i in range(count)], SPLIT_SEED)] for digit, rows in enumerate(chosen)
+        ]
+        chosen = [rows[:TEST] if split == "test" else rows[TEST:] for rows in chosen]
+        count -= TEST if split == "train" else count - TEST
+    pixels = torch.from_numpy(np.stack([images[rows[:count]] for rows in chosen]))
+    names = [str(digit) for digit in range(DIGITS)]
+    return ImageClasses(pixels, names, [name] * DIGITS, provenance(name) | {"split": split})
+
+
+def provenance(name: str = "digits") -> dict[str, Any]:
+    """What a record says about its data: the name, and digests of the pixels and labels."""
+    return {"data": name} | {f"{part}_sha256": digest for part, digest in SHA256[name].items()}
+
+
+def pairs(seed: int, train: int = 1) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """Pairs of digits for meta-training, and held-out pairs that share no digit with them.
+
+    The digits are put in an order that depends on the seed alone. The first 2 · ``train`` become training pairs, two by
+    two; of the others the first half is paired with the second half. Seeds 0 to 4 turn the same order by two digits
+    each, so that with one training pair each digit is trained on under one of them; seeds 5 to 9 turn another, and so
+    on.
+
+    Returns:
+        ``train`` and 5 − ``train`` pairs (digit with label 0, digit with label 1).
+
+    Raises:
+        UserError: if ``train`` is not between 1 and 4.
+
+    Source: the public code of Bechtle et al. (2020), ``run_binary_mnist_experiment.py``, which has one training pair
+    and four held-out ones, of a permutation by NumPy.
+    """
+    if isinstance(train, bool) or not isinstance(train, int) or not 1 <= train < DIGITS // 2:
+        raise UserError(f"of ten digits between 1 and 4 pairs can be trained on, not {train!r}")
+    turns, turned = DIGITS // 2, seed * 2 % DIGITS
+    order = hashed_order([str(digit) for digit in range(DIGITS)], seed // turns)
+    order = order[turned:] + order[:turned]
+    seen, rest = order[: 2 * train], order[2 * train :]
+    half = len(rest) // 2
+    training, held_out = zip(seen[::2], seen[1::2], strict=True), zip(rest[:half], rest[half:], strict=True)
+    return tuple(training), tuple(held_out)
+
+
+@dataclass(frozen=True, eq=False)
+class DigitPairs:
+    """Tell two digits apart: label 0 is the first of the pair, 1 the second.
+
+    Every task draws its pair, and ``shots + queries`` different images of it; support and query set share none, and in
+    each both digits are equally frequent.
+
+    Args:
+        images: uint8, ``[10, instances, height, width]``; 255 is ink.
+        pairs: the pairs that tasks are drawn from, all equally often.
+        shots: examples of the support set, of both digits together.
+        queries: examples of the query set, of both digits together.
+
+    Raises:
+        UserError: when ``images`` is no such tensor, there is no pair or one of equal or unknown digits, a number is
+            not positive and even, or there are too few images of a digit.
+    """
+
+    images: Tensor
+    pairs: tuple[Pair, ...]
+    shots: int
+    queries: int
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.images, Tensor) and self.images.dtype == torch.uint8 and self.images.dim() == 4):
+            raise UserError("pairs of digits need images as one uint8 tensor [digits, instances, height, width]")
+        digits, instances = self.images.shape[:2]
+        if not self.pairs:
+            raise UserError("tasks of two digits need at least one pair to draw from")
+        for first, second in self.pairs:
+            if first == second or not (0 <= first < digits and 0 <= second < digits):
+                raise UserError(f"a pair has two different digits below {digits}, not {first} and {second}")
+        for name in ("shots", "queries"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 2 or value % 2:
+                raise UserError(f"the {name} of a pair must be an even number of at least 2, not {value!r}")
+        if self.shots + self.queries > 2 * instances:
+            raise UserError(
+                f"{self.shots} shots and {self.queries} queries of two digits need "
+                f"{(self.shots + self.queries) // 2} images of each, but there are {instances}: choose fewer"
+            )
+
+    def sample(self, n_tasks: int, generator: torch.Generator) -> Tasks:
+        """Draw ``n_tasks`` tasks.
+
+        Args:
+            n_tasks: how many tasks, T.
+            generator: the only source of randomness; it must live on the device of ``images``.
+
+        Returns:
+            ``Tasks`` with, for the support set (and alike for the query set with ``queries`` in place of ``shots``),
+            ``x``: float32 ``[T, shots, height * width]`` in [0, 1], ink = 1;
+            ``y``: int64 ``[T, shots]``, first all 0, then all 1.
+
+        Raises:
+            UserError: when ``n_tasks`` is not positive or the generator lives on another device.
+        """
+        if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or n_tasks < 1:
+            raise UserError(f"the number of tasks to draw must be a whole number of at least 1, not {n_tasks!r}")
+        device = self.images.device
+        if generator.device.type != device.type:
+            raise UserError(
+                f"the images are on {device} but the random generator is on {generator.device}: make it on {device}"
+            )
+        instances = self.images.shape[1]
+        each = (self.shots + self.queries) // 2
+        chosen = torch.randint(len(self.pairs), (n_tasks,), generator=generator, device=device)
+        digits = torch.tensor(self.pairs, device=device)[chosen]  # [T, 2]
+        # The positions of the k largest of independent uniforms are k positions without replacement.
+        instance = torch.rand(n_tasks, 2, instances, generator=generator, device=device).topk(each).indices
+        rows = digits.unsqueeze(-1) * instances + instance  # [T, 2, each], rows of the flattened pool
+        pool = self.images.flatten(0, 1)
+
+        def examples(rows: Tensor) -> Examples:
+            x = pool.index_select(0, rows.flatten()).to(torch.float32).div_(255)
+            y = torch.arange(2, device=device).repeat_interleave(rows.shape[2]).repeat(n_tasks, 1)
+            return Examples(x.view(n_tasks, 2 * rows.shape[2], -1), y)
+
+        return Tasks(examples(rows[..., : self.shots // 2]), examples(rows[..., self.shots // 2 :]))
+
+
+# ---------------------------------------- the two sets
+
+
+def find(folder: Path | str | None = None) -> Path | None:
+    """The folder that holds MNIST's four files, or None; nothing is downloaded or verified."""
+    for base in [Path(folder)] if folder is not None else data_folders():
+        for place in (base / "MNIST" / "raw", base):
+            if all((place / name).is_file() for name in _files()):
+                return place
+    return None
+
+
+def fetch() -> Path:
+    """Download MNIST with torchvision to ``data/raw`` and return the folder that holds its files.
+
+    Raises:
+        UserError: when the download fails.
+    """
+    target = root() / "data" / "raw" / "MNIST" / "raw"
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # seconds; torchvision sets none, and a silent network would block for ever
+    try:
+        datasets = import_torchvision().datasets
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as temporary:
+            datasets.MNIST(temporary, download=True)
+            target.mkdir(exist_ok=True)
+            for name in _files():  # moved whole: an interrupted download leaves nothing that looks complete
+                os.replace(Path(temporary) / "MNIST" / "raw" / name, target / name)
+    # urllib's errors are OSErrors; torchvision raises RuntimeError for a wrong checksum.
+    except (OSError, RuntimeError, EOFError, shutil.Error) as error:
+        raise UserError(f"MNIST could not be downloaded to {target} ({error}): {_where()}") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return target
+
+
+def _files() -> list[str]:
+    return [f"{part}-{kind}" for part in PARTS.values() for kind in KINDS.values()]
+
+
+def _where() -> str:
+    return (
+        f"lay its files in {root() / 'data' / 'raw' / 'MNIST' / 'raw'}, or set METABOOK_DATA to a folder with MNIST/raw"
+    )
+
+
+def _mnist(split: str, folder: Path | str | None, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``[n, 28, 28]`` and labels ``[n]`` of one part, in the order of the files."""
+    place = find(folder)
+    if place is None:
+        bases = [Path(folder)] if folder is not None else data_folders()
+        missing = f"MNIST's files {', '.join(_files())} are not in {' or '.join(str(base) for base in bases)}"
+        if not download:
+            raise UserError(f"{missing}: {_where()}")
+        try:
+            place = fetch()
+        except UserError as error:
+            reason = error.__cause__ or error
+            raise UserError(f"{missing} and could not be downloaded ({reason}): {_where()}") from error
+    images, labels = (_idx(place / f"{PARTS[split]}-{kind}") for kind in KINDS.values())
+    if sha256(images, labels) != SHA256["mnist"][split]:
+        raise UserError(
+            f"the files {PARTS[split]}-… in {place} are not MNIST's (their digest differs): {_repair(place)}"
+        )
+    return images, labels
+
+
+def _repair(place: Path) -> str:
+    return f"delete them in {place} and lay MNIST's files there, or let them be downloaded again"
+
+
+def _idx(path: Path) -> np.ndarray:
+    """An array of bytes in the format of MNIST: two zeros, 8 for bytes, the number of axes, their sizes, the content.
+
+    Raises:
+        UserError: when the file is of another format or not complete.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the file {path} cannot be read ({error.strerror}): allow reading it") from error
+    axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    sizes = np.frombuffer(content[4 : 4 + 4 * axes], ">u4").astype(int)
+    if not axes or len(content) != 4 + 4 * axes + sizes.prod():
+        raise UserError(f"the file {path} is damaged or not MNIST's: {_repair(path.parent)}")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(sizes)
+
+
+def _small() -> tuple[np.ndarray, np.ndarray]:
+    """Images ``[1797, 8, 8]`` and labels ``[1797]``; the seventeen grey levels are spread over 0 … 255."""
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise UserError("the small digits come with scikit-learn: `pip install scikit-learn`") from error
+    found = load_digits()
+    return np.rint(found.images * (255 / 16)).astype(np.uint8), found.target
