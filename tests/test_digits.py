@@ -16,8 +16,8 @@ from test_metagradients import central_differences, error
 from torch.func import grad, vmap
 
 from helpers import training
-from helpers.experiments.ml3_digits import Digits, LeNet, MinibatchLossDescent, experiments
-from helpers.learners import LossDescent
+from helpers.experiments.ml3_digits import DIVERGED, Digits, LeNet, MinibatchLossDescent, experiments
+from helpers.learners import GradientDescent, LossDescent
 from helpers.losses import LOSS, cross_entropy
 from helpers.runtime import generator
 from helpers.tasks import Examples, digits
@@ -321,26 +321,37 @@ def test_metrics_are_named_finite_and_the_same_on_every_call(run):
 
 def test_descending_the_cross_entropy_helps_and_tuning_helps_more(run):
     training_pairs, held_out = zip(*run.pairs, strict=True)
-    from helpers.learners import GradientDescent
-
     plain = GradientDescent(run.model, cross_entropy, 1.0)
-    slow, fast = (run.curves(plain, {}, rate, held_out, run.test) for rate in (0.001, 0.3))
+    slow, fast = (run.curves(plain, {}, rate, held_out, run.test)[0] for rate in (0.001, 0.3))
     assert slow.shape == (2, 3, 2)
     assert (fast[1, -1] < slow[1, -1] - 0.01).all() and torch.equal(fast[:, 0], slow[:, 0])
-    each = run.curves(plain, {}, torch.tensor([0.001, 0.3]), held_out, run.test)  # a rate for each seed
+    each = run.curves(plain, {}, torch.tensor([0.001, 0.3]), held_out, run.test)[0]  # a rate for each seed
     torch.testing.assert_close(each, torch.stack([slow[..., 0], fast[..., 1]], -1))
-    only = run.curves(plain, {}, 0.3, held_out, run.test, (3,))
+    only = run.curves(plain, {}, 0.3, held_out, run.test, (3,))[0]
     torch.testing.assert_close(only[:, 0], fast[:, -1])
     tuned = run.tuned(plain, {}, training_pairs, (0.001, 0.3))
     assert tuned.keys() == {0, 1, 3} and (tuned[3] == 0.3).all()
 
 
-def test_a_learned_loss_that_is_the_cross_entropy_learns_like_it(run):
-    """ψ by hand: −log softplus⁻¹ is no network, but ψ = 0 makes every gradient 0, and then nothing may change."""
+def test_a_loss_without_slope_changes_nothing(run):
     held_out = [pairs for _, pairs in run.pairs]
     theta = {name: torch.zeros_like(value) for name, value in run.init(generator(0)).items()}
-    still = run.curves(run.experiment.learner(run.model), theta, 1.0, held_out, run.test)
+    still = run.curves(run.learner, theta, 1.0, held_out, run.test)[0]
     assert torch.equal(still[:, 0], still[:, -1])
+
+
+def test_what_diverges_has_a_number(run):
+    held_out = [pairs for _, pairs in run.pairs]
+    curves = run.curves(run.learner, run.init(generator(0)), 1e30, held_out, run.test)[0]
+    assert (curves[1, -1] == DIVERGED).all() and curves.isfinite().all()
+
+
+def test_the_spot_check_is_the_first_network(run):
+    experiment = Digits("t", **SMALL | {"test_tasks": 2})
+    other, theta = experiment.setup(torch.device("cpu"), False), run.init(generator(0))
+    whole, spot = other.evaluate(theta), other.spot_check(theta)
+    assert spot and all(whole[name] == value for name, value in spot.items())
+    assert spot["spot_ml3_loss_3"] == run.evaluate(theta)["ml3_loss_3"] != whole["ml3_loss_3"]
 
 
 def test_training_writes_a_record_and_resumes(tmp_path):

@@ -149,12 +149,12 @@ def data(options: argparse.Namespace) -> None:
     """Get a data set ready and say what it holds."""
     from importlib import import_module
 
-    library = import_module(f"helpers.tasks.{options.name}")
-    if options.name == "omniglot":
+    library = import_module(f"helpers.tasks.{'digits' if options.name == 'mnist' else options.name}")
+    if options.name != "glyphs":
         place = library.find()
         print(f"image files: {place or 'none here, so from a cache, else downloaded'}", flush=True)
     for split in ("train", "test"):
-        classes = library.load(split)
+        classes = library.load(split, "mnist") if options.name == "mnist" else library.load(split)
         shape = "×".join(str(size) for size in classes.images.shape[2:])
         count = f"{len(classes):,} classes × {classes.images.shape[1]} images of {shape} pixels"
         turned = " (turned copies are classes too)" if classes.provenance.get("rotations") else ""
@@ -240,7 +240,8 @@ def parser() -> argparse.ArgumentParser:
     )
 
     command = add("data", data, "get a data set ready, verify it, and print its counts and digests")
-    command.add_argument("name", choices=("omniglot", "glyphs"), help="omniglot (real) or glyphs (drawn from fonts)")
+    known = ("omniglot", "mnist", "glyphs")
+    command.add_argument("name", choices=known, help="omniglot and mnist are real, glyphs are drawn from fonts")
     return top
 
 

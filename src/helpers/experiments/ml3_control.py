@@ -327,11 +327,12 @@ def experiments() -> list[Study]:
     """The control experiments of the chapter, the most important first."""
     public = {"goals": 1, "policies": 1, "sees_goal": False}
     arm = {"body": "arm", "members": 3}
+    one = {"policies": 1, "meta_batch": 1, "seeds": 8}
     return [
+        Car("ml3-mountain-car-one", **one),
+        Car("ml3-mountain-car-one-plain", **one, shaped=False),
         Car("ml3-mountain-car"),
         Car("ml3-mountain-car-plain", shaped=False),
-        Car("ml3-mountain-car-one", policies=1),
-        Car("ml3-mountain-car-one-plain", policies=1, shaped=False),
         Reaching("ml3-point-mass", body="mass", outer_rate=1e-3, inner_rate=1e-2, way=3, iterations=600),
         Reaching("ml3-reacher", **arm),
         Reaching("ml3-reacher-one", **arm, **public),

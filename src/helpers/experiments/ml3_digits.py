@@ -24,6 +24,7 @@ from helpers.tasks import Examples, Started, Tasks, digits, minibatches
 from helpers.tasks.images import ImageClasses
 
 TEST_SEED = 20_190_612  # of the test tasks; the same tasks for every experiment and every evaluation
+DIVERGED = 100.0  # a network with a larger cross-entropy, or with none that is a number, counts with this one
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Digits(Recorded):
     test_steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50, 100)
     test_tasks: int = 3
     test_images: int = 200
-    evaluate_every: int = 1_000
+    evaluate_every: int = 250
     paper: str = "ml3"
 
     def data(self) -> dict[str, Any]:
@@ -251,14 +252,28 @@ class DigitsTraining:
                     if prefix and suffix:
                         continue
                     curve = partial(self.curves, learner, psi, pairs=pairs, test=self.test)
-                    ends = [curve(rate, measured=(steps,)) for steps, rate in tuned.items()]
-                    for how, found in (("", curve(e.inner_rate)), ("_tuned", torch.cat(ends, 1))):
-                        for quantity, values in zip(("accuracy", "loss"), found, strict=True):
-                            for steps, value in zip(e.test_steps, values, strict=True):
-                                name = f"{prefix}{kind}{how}_{quantity}_{steps}{suffix}"
-                                metrics[name] = evaluation.over_seeds(value)
+                    found = curve(e.inner_rate)
+                    ends = torch.cat([curve(rate, measured=(steps,)) for steps, rate in tuned.items()], 2)
+                    metrics |= self._named(f"{prefix}{kind}", found, suffix)
+                    metrics |= self._named(f"{prefix}{kind}_tuned", ends, suffix)
+                    if (kind, prefix, suffix) == ("ml3", "", ""):
+                        metrics |= self._named("spot_ml3", found[:1])
                 metrics[f"{prefix}{kind}_tuned_rate"] = evaluation.over_seeds(tuned[e.test_steps[-1]])
         return {"test_accuracy": metrics[f"ml3_accuracy_{e.test_steps[-1]}"]} | metrics
+
+    def spot_check(self, theta: Params) -> dict[str, evaluation.Interval]:
+        """``spot_ml3_…``, from the first network of each held-out pair: for the points on the way, and to check."""
+        held_out = [pairs for _, pairs in self.pairs]
+        found = self.curves(self.learner, theta, self.experiment.inner_rate, held_out, self.test, networks=1)
+        return self._named("spot_ml3", found)
+
+    def _named(self, kind: str, curves: Tensor, suffix: str = "") -> dict[str, evaluation.Interval]:
+        """Metrics of curves ``[networks, 2, steps, seeds]``."""
+        return {
+            f"{kind}_{quantity}_{steps}{suffix}": evaluation.over_seeds(value)
+            for quantity, values in zip(("accuracy", "loss"), curves.mean(0), strict=True)
+            for steps, value in zip(self.experiment.test_steps, values, strict=True)
+        }
 
     def tuned(
         self, learner: GradientDescent, theta: Params, pairs: Sequence[Sequence[digits.Pair]], rates: Sequence[float]
@@ -266,8 +281,8 @@ class DigitsTraining:
         """For each number of steps the rate ``[seeds]`` after which the cross-entropy of training images that are new
         to the network is lowest."""
         pairs = [list(one) * -(-4 // len(one)) for one in pairs]  # one pair and a few networks would be left to chance
-        ends = torch.stack([self.curves(learner, theta, rate, pairs, None)[1] for rate in rates])
-        best = ends.nan_to_num(torch.inf).argmin(0)
+        ends = torch.stack([self.curves(learner, theta, rate, pairs, None).mean(0)[1] for rate in rates])
+        best = ends.argmin(0)
         return dict(zip(self.experiment.test_steps, torch.tensor(rates, device=ends.device)[best], strict=True))
 
     def curves(
@@ -278,6 +293,7 @@ class DigitsTraining:
         pairs: Sequence[Sequence[digits.Pair]],
         test: Tensor | None,
         measured: Sequence[int] | None = None,
+        networks: int | None = None,
     ) -> Tensor:
         """Accuracy and cross-entropy while fresh networks learn.
 
@@ -288,26 +304,26 @@ class DigitsTraining:
             pairs: as many for every seed.
             test: images to measure on; None for training images that the network does not see.
             measured: numbers of steps after which to measure; by default ``test_steps``.
+            networks: how many of each pair's ``test_tasks`` networks; by default all.
 
         Returns:
-            ``[2, steps, seeds]``, means over pairs and networks. The same tasks and networks on every call.
+            ``[networks, 2, steps, seeds]``, means over pairs. The same tasks and networks on every call.
         """
         e, draws = self.experiment, runtime.generator(TEST_SEED + (test is None), self.device)
-        names = [name for name in learner.model.init(runtime.generator(0)) if learner.model.adapts(name)]
         rate = torch.as_tensor(rate, dtype=torch.float32, device=self.device).expand(e.seeds).contiguous()
-        theta = theta | {RATE + name: rate for name in names}
         found = []
-        for _ in range(e.test_tasks):
+        for _ in range(networks or e.test_tasks):
             tasks = self._tasks(pairs, test, draws)
             phi, done, values = self.fresh(learner.model, len(pairs[0]), draws), 0, []
+            rated = theta | {RATE + name: rate for name in phi}
             for steps in measured or e.test_steps:
                 for number in range(done, steps):
                     batch = tree_map(lambda t: t[:, :, number].contiguous(), tasks.support)  # noqa: B023
-                    phi = self.step(learner, theta, phi, batch)
+                    phi = self.step(learner, rated, phi, batch)
                 done = steps
                 values.append(self.outcome(learner.model, phi, tasks.query).mean(-1))
             found.append(torch.stack(values, 1))
-        return torch.stack(found).mean(0)
+        return torch.stack(found)
 
     def _tasks(self, pairs: Sequence[Sequence[digits.Pair]], test: Tensor | None, draws: torch.Generator) -> Tasks:
         """A task for each pair: minibatches ``[seeds, pairs, steps, shots, ...]``, and images to measure on."""
@@ -333,11 +349,13 @@ def _outcome(model: Model, phi: Params, query: Examples) -> Tensor:
 
     def one(phi: Params, query: Examples) -> Tensor:
         outputs = model(phi, query.x)
-        return torch.stack([measure(outputs, query.y) for measure in (losses.accuracy, losses.cross_entropy)])
+        loss = losses.cross_entropy(outputs, query.y).nan_to_num(DIVERGED).clamp(max=DIVERGED)
+        return torch.stack([losses.accuracy(outputs, query.y), loss])
 
     return vmap(vmap(one))(phi, query).movedim(-1, 0)
 
 
 def experiments() -> list:
     """The experiments with digits, the most important first."""
-    return [Digits("ml3-mnist")]
+    deep = {"inner_steps": 10, "inner_rate": 0.1, "meta_batch": 4, "iterations": 1_000}
+    return [Digits("ml3-mnist"), Digits("ml3-mnist-deep", **deep)]
