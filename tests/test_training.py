@@ -221,6 +221,23 @@ def test_fresh_starts_over(whole, tmp_path):
 # ---------------------------------------- what goes wrong
 
 
+def test_a_light_checkpoint_is_light_once_the_run_is_over(tmp_path):
+    class Light(Tiny):
+        light = True
+
+    path = tmp_path / "checkpoints" / "tiny.safetensors"
+    training.train(Light(), data=tmp_path, budget=0.0, progress=False, say=lambda _: None)
+    assert any(name.startswith("adam/") for name in training.read_checkpoint(path)[0]), "it could not go on"
+    training.train(Light(), data=tmp_path, progress=False, say=lambda _: None)
+    light, _ = training.read_checkpoint(path)
+    assert not any(name.startswith("adam/") for name in light)
+    training.train(Tiny(), data=tmp_path / "whole", progress=False, say=lambda _: None)
+    whole, _ = training.read_checkpoint(tmp_path / "whole" / "checkpoints" / "tiny.safetensors")
+    assert any(name.startswith("adam/") for name in whole)
+    for name, value in light.items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
+
+
 def test_nan_stops_with_iteration_and_checkpoint_named(tmp_path):
     train(tmp_path, budget=0)
     before = checkpoint(tmp_path).read_bytes()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -124,6 +124,7 @@ class Study(Recorded):
     seeds: int = 5
     evaluate_every: int = 250
     paper: str = "ml3"
+    light: ClassVar[bool] = True  # loss networks are large and their runs short
 
     def data(self) -> dict[str, Any]:
         """The tasks are drawn, not stored."""

@@ -259,11 +259,10 @@ def _mnist(split: str, folder: Path | str | None, download: bool) -> tuple[np.nd
         except UserError as error:
             reason = error.__cause__ or error
             raise UserError(f"{missing} and could not be downloaded ({reason}): {_where()}") from error
-    images, labels = (_idx(place / f"{PARTS[split]}-{kind}") for kind in KINDS.values())
+    files = [f"{PARTS[split]}-{kind}" for kind in KINDS.values()]
+    images, labels = (_idx(place / name) for name in files)
     if sha256(images, labels) != SHA256["mnist"][split]:
-        raise UserError(
-            f"the files {PARTS[split]}-… in {place} are not MNIST's (their digest differs): {_repair(place)}"
-        )
+        raise UserError(f"{' and '.join(files)} in {place} are not MNIST's (their digest differs): {_repair(place)}")
     return images, labels
 
 
