@@ -25,7 +25,7 @@ from helpers.tasks.images import sha256
 
 SMALL = {
     "images": "digits", "architecture": "mlp", "hidden": (8,), "seeds": 2, "meta_batch": 3, "iterations": 4,
-    "evaluate_every": 2, "test_steps": (0, 1, 3), "test_tasks": 1, "test_images": 20, "tuning_factors": (1.0, 3.0),
+    "evaluate_every": 2, "test_steps": (0, 1, 3), "test_tasks": 2, "test_images": 20, "tuning_factors": (1.0, 3.0),
 }  # fmt: skip
 
 
@@ -316,6 +316,8 @@ def test_metrics_are_named_finite_and_the_same_on_every_call(run):
                 assert 0 <= metrics[name.format("accuracy")].value <= 1
                 assert math.isfinite(metrics[name.format("loss")].value) and metrics[name.format("loss")].n == 2
         assert metrics[f"{kind}_loss_0"] == metrics["ce_loss_0"]  # the same networks before they learn
+    spot = run.spot_check(theta)
+    assert spot and all(metrics[name] == value for name, value in spot.items()) and spot.keys() < metrics.keys()
     assert metrics == run.evaluate(theta)
 
 
@@ -347,15 +349,16 @@ def test_what_diverges_has_a_number(run):
 
 
 def test_the_spot_check_is_the_first_network(run):
-    experiment = Digits("t", **SMALL | {"test_tasks": 2})
-    other, theta = experiment.setup(torch.device("cpu"), False), run.init(generator(0))
-    whole, spot = other.evaluate(theta), other.spot_check(theta)
-    assert spot and all(whole[name] == value for name, value in spot.items())
-    assert spot["spot_ml3_loss_3"] == run.evaluate(theta)["ml3_loss_3"] != whole["ml3_loss_3"]
+    theta = run.init(generator(0))
+    spot = run.spot_check(theta)
+    both = run.curves(run.learner, theta, run.experiment.inner_rate, [pairs for _, pairs in run.pairs], run.test)
+    assert both.shape == (2, 2, 3, 2) and not torch.equal(both[0], both[1])
+    for steps, values in zip((0, 1, 3), both[0, 1], strict=True):
+        assert spot[f"spot_ml3_loss_{steps}"].value == pytest.approx(values.mean().item())
 
 
-def test_training_writes_a_record_and_resumes(tmp_path):
-    experiment = Digits("digits-smoke", **SMALL)
+def test_training_writes_a_record(tmp_path):
+    experiment = Digits("digits-smoke", **SMALL | {"test_steps": (0, 1)})
     quiet = {"data": tmp_path, "progress": False, "say": lambda line: None}
     record = training.train(experiment, **quiet)
     assert record["status"] == "complete" and record["metrics"]["test_accuracy"]["n"] == 2
