@@ -112,13 +112,15 @@ class Digits(Recorded):
     """A loss learned on one pair of digits, for telling other digits apart, several seeds side by side.
 
     Every parameter carries a leading seed axis, and each seed has training pairs and held-out pairs of its own
-    (:func:`~helpers.tasks.digits.pairs`). The optimizee is fresh for every task; in the public code it is the same one
-    all along, a support set is one image, and that image is the query too.
+    (:func:`~helpers.tasks.digits.pairs`). In the public code a support set is one image, which is the query too, with
+    pixels from 0 to 255, and the first parameters of the optimizee never change.
 
     Attributes:
         images: the data, ``"mnist"`` or ``"digits"``.
         train_pairs: pairs of digits for meta-training.
         hidden: of the optimizee.
+        one_start: begin every task of meta-training at the same first parameters, one set for each seed, as the public
+            code does, instead of fresh ones. At test they are fresh.
         architecture: another optimizee, used with the learned loss at test only: ``"lenet"`` or ``"mlp"``, two layers
             deeper.
         shots: images of a support set, and of a minibatch at test.
@@ -135,6 +137,7 @@ class Digits(Recorded):
     images: str = "mnist"
     train_pairs: int = 1
     hidden: tuple[int, ...] = (40,)
+    one_start: bool = False
     architecture: str = "lenet"
     shots: int = 10
     queries: int = 10
@@ -213,15 +216,22 @@ class DigitsTraining:
         return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
 
     def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
-        """The meta-gradient of each seed on tasks of its own, each with a fresh optimizee; the loss is the mean."""
-        e, count = self.experiment, self.experiment.meta_batch
-        tasks = []
+        """The meta-gradient of each seed on tasks of its own; the loss is the mean."""
+        e, tasks = self.experiment, []
         for family in self.families:
-            support, query = family.sample(count, generator)
+            support, query = family.sample(e.meta_batch, generator)
             tasks.append(Tasks(minibatches(support, e.shots, e.inner_steps, generator), query))
         support, query = tree_map(lambda *parts: torch.stack(parts), *tasks)
-        gradient, values = self.estimator(theta, Started(support, query, self.fresh(self.model, count, generator)))
+        gradient, values = self.estimator(theta, Started(support, query, self.starts(generator)))
         return gradient, values.mean()
+
+    def starts(self, generator: torch.Generator) -> Params:
+        """Where the optimizees of a meta-batch begin, ``[seeds, meta_batch, ...]``."""
+        e = self.experiment
+        if not e.one_start:
+            return self.fresh(self.model, e.meta_batch, generator)
+        same = self.fresh(self.model, 1, runtime.generator(e.seed, self.device))
+        return {name: value.repeat(1, e.meta_batch, *[1] * (value.dim() - 2)) for name, value in same.items()}
 
     def fresh(self, model: Model, count: int, generator: torch.Generator) -> Params:
         """First parameters ``[seeds, count, ...]``."""
@@ -236,22 +246,22 @@ class DigitsTraining:
         pairs, ``ce_…`` of the same that descend the cross-entropy at the same rate. ``ml3_tuned_…`` and ``ce_tuned_…``
         use for every number of steps the rate that is best for it on the seed's training pairs, so that neither gains
         by its scale alone. With ``_train_pair`` at the end: on these pairs, and test images of them. With ``arch_`` at
-        the beginning: of the other optimizee, on held-out pairs.
+        the beginning: of the other optimizee, on held-out pairs, one network for each.
         """
         e, metrics = self.experiment, {}
         training, held_out = zip(*self.pairs, strict=True)
-        for prefix, model in (("", self.model), ("arch_", self.other)):
+        for prefix, model, networks in (("", self.model, e.test_tasks), ("arch_", self.other, 1)):
             plain = GradientDescent(model, losses.cross_entropy, e.inner_rate)
             multiples = [e.inner_rate * factor for factor in e.tuning_factors]
             for kind, learner, psi, rates in (
                 ("ml3", e.learner(model), theta, multiples),
                 ("ce", plain, {}, e.tuning_rates),
             ):
-                tuned = self.tuned(learner, psi, training, rates)
+                tuned = self.tuned(learner, psi, training, rates, networks)
                 for suffix, pairs in (("", held_out), ("_train_pair", training)):
                     if prefix and suffix:
                         continue
-                    curve = partial(self.curves, learner, psi, pairs=pairs, test=self.test)
+                    curve = partial(self.curves, learner, psi, pairs=pairs, test=self.test, networks=networks)
                     found = curve(e.inner_rate)
                     ends = torch.cat([curve(rate, measured=(steps,)) for steps, rate in tuned.items()], 2)
                     metrics |= self._named(f"{prefix}{kind}", found, suffix)
@@ -276,12 +286,18 @@ class DigitsTraining:
         }
 
     def tuned(
-        self, learner: GradientDescent, theta: Params, pairs: Sequence[Sequence[digits.Pair]], rates: Sequence[float]
+        self,
+        learner: GradientDescent,
+        theta: Params,
+        pairs: Sequence[Sequence[digits.Pair]],
+        rates: Sequence[float],
+        networks: int | None = None,
     ) -> dict[int, Tensor]:
         """For each number of steps the rate ``[seeds]`` after which the cross-entropy of training images that are new
         to the network is lowest."""
         pairs = [list(one) * -(-4 // len(one)) for one in pairs]  # one pair and a few networks would be left to chance
-        ends = torch.stack([self.curves(learner, theta, rate, pairs, None).mean(0)[1] for rate in rates])
+        curves = [self.curves(learner, theta, rate, pairs, None, networks=networks) for rate in rates]
+        ends = torch.stack(curves).mean(1)[:, 1]
         best = ends.argmin(0)
         return dict(zip(self.experiment.test_steps, torch.tensor(rates, device=ends.device)[best], strict=True))
 
@@ -358,4 +374,8 @@ def _outcome(model: Model, phi: Params, query: Examples) -> Tensor:
 def experiments() -> list:
     """The experiments with digits, the most important first."""
     deep = {"inner_steps": 10, "inner_rate": 0.1, "meta_batch": 4, "iterations": 1_000}
-    return [Digits("ml3-mnist"), Digits("ml3-mnist-deep", **deep)]
+    return [
+        Digits("ml3-mnist"),
+        Digits("ml3-mnist-deep", **deep),
+        Digits("ml3-mnist-one-start", one_start=True),
+    ]
