@@ -188,6 +188,19 @@ def test_data_prints_counts_and_digests(project, capsys, monkeypatch):
     ]  # fmt: skip
 
 
+def test_mnist_is_found_or_one_sentence_says_where_it_was_looked_for(project, capsys, monkeypatch):
+    from helpers.tasks import digits
+
+    def no_network():
+        raise UserError("MNIST could not be downloaded")
+
+    monkeypatch.delenv("METABOOK_DATA", raising=False)
+    monkeypatch.setattr(digits, "fetch", no_network)
+    status, out, err = call(capsys, "data", "mnist")
+    assert status == 2 and "none here" in out
+    assert len(err.splitlines()) == 1 and "train-images" in err and "METABOOK_DATA" in err
+
+
 @pytest.mark.parametrize("words", [[], ["run"], ["train"], ["check"], ["bench"], ["data"]])
 def test_help(capsys, words):
     status, out, err = call(capsys, *words, "--help")
