@@ -132,9 +132,9 @@ class MinibatchDescent(GradientDescent):
     Source: Nichol, Achiam and Schulman (2018), algorithm 1, with SGD inside.
     """
 
-    def adapt(self, theta: Params, support: Examples, steps: int | None = None) -> Params:
+    def adapt(self, theta: Params, support: Examples, steps: int | None = None, start: Params | None = None) -> Params:
         """Task parameters φ after one step on each minibatch."""
-        phi = self.start(theta)
+        phi = self.start(theta) if start is None else start
         for batch in range(len(support.x) if steps is None else steps):
             phi = self.step(theta, phi, Examples(support.x[batch], support.y[batch]))
         return phi

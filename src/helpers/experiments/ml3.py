@@ -8,6 +8,7 @@ experiment says what it learns with (``learner``), what it trains on (``tasks``)
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -102,7 +103,7 @@ def descent(
 
 
 @dataclass(frozen=True)
-class Study(Recorded):
+class Study(Recorded, ABC):
     """What the experiments with a learned loss share.
 
     Attributes:
@@ -130,17 +131,17 @@ class Study(Recorded):
         """The tasks are drawn, not stored."""
         return {"data": "drawn"}
 
+    @abstractmethod
     def learner(self) -> LossDescent:
         """The optimizee, the task's loss and the learned one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tasks(self, count: int, generator: torch.Generator) -> Started:
         """``count`` tasks of meta-training."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(self, run: Training, theta: Params) -> Metrics:
         """All metrics, the headline first; θ ``[seeds, ...]``."""
-        raise NotImplementedError
 
     def setup(self, device: torch.device, compiled: bool) -> Training:
         """Make the learner; nothing here is large enough to be compiled."""

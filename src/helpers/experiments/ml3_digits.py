@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from helpers import evaluation, losses, metagradients, runtime
 from helpers.experiments import Recorded
-from helpers.learners import RATE, GradientDescent, LossDescent
+from helpers.learners import RATE, GradientDescent, LossDescent, MinibatchDescent
 from helpers.losses import LearnedLoss
 from helpers.metagradients import traced
 from helpers.models import MLP, Model, Params, stacked
@@ -93,18 +93,11 @@ class LeNet:
 
 
 @dataclass(frozen=True)
-class MinibatchLossDescent(LossDescent):
+class MinibatchLossDescent(LossDescent, MinibatchDescent):
     """Descent of a learned loss in which every inner step sees a minibatch of its own, as later when it is used.
 
     The support set is given as a sequence of minibatches, as for :class:`~helpers.learners.MinibatchDescent`.
     """
-
-    def adapt(self, theta: Params, support: Examples, steps: int | None = None, start: Params | None = None) -> Params:
-        """Task parameters φ after one step on each minibatch."""
-        phi = self.start(theta) if start is None else start
-        for batch in range(len(support.x) if steps is None else steps):
-            phi = self.step(theta, phi, Examples(support.x[batch], support.y[batch]))
-        return phi
 
 
 @dataclass(frozen=True)

@@ -580,10 +580,10 @@ def _side_by_side(e: ModelFree, goal: Tensor, seed: int) -> Any:
             return [getattr(one, attr_name)] * n
 
         def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-            raise NotImplementedError
+            raise UserError("environments side by side are not changed from outside: make new ones")
 
         def env_method(self, method_name: str, *arguments: Any, indices: Any = None, **named: Any) -> list:
-            raise NotImplementedError
+            raise UserError("environments side by side are not changed from outside: make new ones")
 
         def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
             return [False] * n

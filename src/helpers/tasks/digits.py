@@ -24,6 +24,7 @@ from torch import Tensor
 
 from helpers.runtime import UserError, root
 from helpers.tasks import Examples, Tasks
+from helpers.tasks.episodes import check_draw, episodes_of
 from helpers.tasks.images import ImageClasses, data_folders, hashed_order, import_torchvision, sha256
 
 __all__ = ["DIGITS", "DigitPairs", "find", "load", "pairs", "provenance"]
@@ -175,28 +176,12 @@ class DigitPairs:
         Raises:
             UserError: when ``n_tasks`` is not positive or the generator lives on another device.
         """
-        if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or n_tasks < 1:
-            raise UserError(f"the number of tasks to draw must be a whole number of at least 1, not {n_tasks!r}")
+        check_draw(self.images, n_tasks, generator)
         device = self.images.device
-        if generator.device.type != device.type:
-            raise UserError(
-                f"the images are on {device} but the random generator is on {generator.device}: make it on {device}"
-            )
-        instances = self.images.shape[1]
-        each = (self.shots + self.queries) // 2
         chosen = torch.randint(len(self.pairs), (n_tasks,), generator=generator, device=device)
-        digits = torch.tensor(self.pairs, device=device)[chosen]  # [T, 2]
-        # The positions of the k largest of independent uniforms are k positions without replacement.
-        instance = torch.rand(n_tasks, 2, instances, generator=generator, device=device).topk(each).indices
-        rows = digits.unsqueeze(-1) * instances + instance  # [T, 2, each], rows of the flattened pool
-        pool = self.images.flatten(0, 1)
-
-        def examples(rows: Tensor) -> Examples:
-            x = pool.index_select(0, rows.flatten()).to(torch.float32).div_(255)
-            y = torch.arange(2, device=device).repeat_interleave(rows.shape[2]).repeat(n_tasks, 1)
-            return Examples(x.view(n_tasks, 2 * rows.shape[2], -1), y)
-
-        return Tasks(examples(rows[..., : self.shots // 2]), examples(rows[..., self.shots // 2 :]))
+        pair = torch.tensor(self.pairs, device=device)[chosen]  # [T, 2]
+        tasks = episodes_of(self.images, pair, self.shots // 2, self.queries // 2, generator)
+        return Tasks(*(Examples(x.flatten(2), y) for x, y in tasks))
 
 
 # ---------------------------------------- the two sets

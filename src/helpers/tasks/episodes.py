@@ -85,25 +85,51 @@ class FewShot:
         Raises:
             UserError: when ``n_tasks`` is not positive or the generator lives on another device.
         """
-        if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or n_tasks < 1:
-            raise UserError(f"the number of tasks to draw must be a whole number of at least 1, not {n_tasks!r}")
-        device = self.images.device
-        if generator.device.type != device.type:
-            raise UserError(
-                f"the images are on {device} but the random generator is on {generator.device}: make it on {device}"
-            )
-        classes, instances, height, width = self.images.shape
-        each = self.shots + self.queries
+        check_draw(self.images, n_tasks, generator)
         # The positions of the k largest of independent uniforms are k positions without replacement, in random order.
         # (Equal uniforms, about one pair in 2^24, only make the order of that pair deterministic.)
-        chosen = torch.rand(n_tasks, classes, generator=generator, device=device).topk(self.ways).indices
-        instance = torch.rand(n_tasks, self.ways, instances, generator=generator, device=device).topk(each).indices
-        drawn = chosen.unsqueeze(-1) * instances + instance  # [T, ways, each], rows of the flattened pool
-        pool = self.images.flatten(0, 1)
+        uniforms = torch.rand(n_tasks, len(self.images), generator=generator, device=self.images.device)
+        return episodes_of(self.images, uniforms.topk(self.ways).indices, self.shots, self.queries, generator)
 
-        def examples(rows: Tensor) -> Examples:
-            x = pool.index_select(0, rows.flatten()).to(torch.float32).div_(255)
-            y = torch.arange(self.ways, device=device).repeat_interleave(rows.shape[2]).repeat(n_tasks, 1)
-            return Examples(x.view(n_tasks, -1, 1, height, width), y)
 
-        return Tasks(support=examples(drawn[..., : self.shots]), query=examples(drawn[..., self.shots :]))
+def check_draw(images: Tensor, n_tasks: int, generator: torch.Generator) -> None:
+    """Refuse a number of tasks that is not positive, and a generator that is not where the images are.
+
+    Raises:
+        UserError: in both cases.
+    """
+    if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or n_tasks < 1:
+        raise UserError(f"the number of tasks to draw must be a whole number of at least 1, not {n_tasks!r}")
+    if generator.device.type != images.device.type:
+        raise UserError(
+            f"the images are on {images.device} but the random generator is on {generator.device}: "
+            f"make it on {images.device}"
+        )
+
+
+def episodes_of(images: Tensor, classes: Tensor, shots: int, queries: int, generator: torch.Generator) -> Tasks:
+    """Tasks of given classes: as many different images of each are drawn as a task needs.
+
+    Args:
+        images: uint8, ``[classes, instances, height, width]``.
+        classes: the classes of every task, in the order of their labels, ``[T, ways]``.
+        shots: support examples of each class.
+        queries: query examples of each class.
+        generator: the only source of randomness, on the device of ``images``.
+
+    Returns:
+        As :meth:`FewShot.sample`.
+    """
+    n_tasks, ways = classes.shape
+    instances, height, width = images.shape[1:]
+    uniforms = torch.rand(n_tasks, ways, instances, generator=generator, device=images.device)
+    instance = uniforms.topk(shots + queries).indices
+    drawn = classes.unsqueeze(-1) * instances + instance  # [T, ways, each], rows of the flattened pool
+    pool = images.flatten(0, 1)
+
+    def examples(rows: Tensor) -> Examples:
+        x = pool.index_select(0, rows.flatten()).to(torch.float32).div_(255)
+        y = torch.arange(ways, device=images.device).repeat_interleave(rows.shape[2]).repeat(n_tasks, 1)
+        return Examples(x.view(n_tasks, -1, 1, height, width), y)
+
+    return Tasks(support=examples(drawn[..., :shots]), query=examples(drawn[..., shots:]))
