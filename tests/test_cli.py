@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -188,17 +189,38 @@ def test_data_prints_counts_and_digests(project, capsys, monkeypatch):
     ]  # fmt: skip
 
 
-def test_mnist_is_found_or_one_sentence_says_where_it_was_looked_for(project, capsys, monkeypatch):
-    from helpers.tasks import digits
+def test_data_prints_the_counts_of_labelled_images(project, capsys, monkeypatch):
+    from helpers.tasks import cifar10
+
+    def load(split):
+        images, labels = torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 10
+        return cifar10.Labelled(images, labels, {"data": "cifar10", "split": split, "sha256": split * 2})
+
+    monkeypatch.setattr(cifar10, "load", load)
+    monkeypatch.setattr(cifar10, "find", lambda: Path("there"))
+    assert call(capsys, "data", "cifar10")[1].splitlines() == [
+        "image files: there",
+        "cifar10 train: 10 classes × 2 images of 32×32 pixels in colour", "  sha256 traintrain",
+        "cifar10 test: 10 classes × 2 images of 32×32 pixels in colour", "  sha256 testtest",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "file"), [("mnist", "digits", "train-images"), ("cifar10", "cifar10", "data_batch_1.bin")]
+)
+def test_files_are_found_or_one_sentence_says_where_they_were_looked_for(
+    project, capsys, monkeypatch, name, module, file
+):
+    library = importlib.import_module(f"helpers.tasks.{module}")
 
     def no_network():
-        raise UserError("MNIST could not be downloaded")
+        raise UserError(f"{name} could not be downloaded")
 
     monkeypatch.delenv("METABOOK_DATA", raising=False)
-    monkeypatch.setattr(digits, "fetch", no_network)
-    status, out, err = call(capsys, "data", "mnist")
+    monkeypatch.setattr(library, "fetch", no_network)
+    status, out, err = call(capsys, "data", name)
     assert status == 2 and "none here" in out
-    assert len(err.splitlines()) == 1 and "train-images" in err and "METABOOK_DATA" in err
+    assert len(err.splitlines()) == 1 and file in err and "METABOOK_DATA" in err
 
 
 @pytest.mark.parametrize("words", [[], ["run"], ["train"], ["check"], ["bench"], ["data"]])

@@ -154,12 +154,17 @@ def data(options: argparse.Namespace) -> None:
         place = library.find()
         print(f"image files: {place or 'none here, so from a cache, else downloaded'}", flush=True)
     for split in ("train", "test"):
-        classes = library.load(split, "mnist") if options.name == "mnist" else library.load(split)
-        shape = "×".join(str(size) for size in classes.images.shape[2:])
-        count = f"{len(classes):,} classes × {classes.images.shape[1]} images of {shape} pixels"
-        turned = " (turned copies are classes too)" if classes.provenance.get("rotations") else ""
-        print(f"{options.name} {split}: {count}{turned}, {len(set(classes.groups))} groups")
-        for name, value in classes.provenance.items():
+        found = library.load(split, "mnist") if options.name == "mnist" else library.load(split)
+        shape = "×".join(str(size) for size in found.images.shape[2:])
+        if options.name == "cifar10":
+            classes = len(library.CLASSES)
+            held = f"{classes} classes × {len(found.labels) // classes} images of {shape} pixels in colour"
+        else:
+            turned = " (turned copies are classes too)" if found.provenance.get("rotations") else ""
+            count = f"{len(found):,} classes × {found.images.shape[1]} images of {shape} pixels"
+            held = f"{count}{turned}, {len(set(found.groups))} groups"
+        print(f"{options.name} {split}: {held}")
+        for name, value in found.provenance.items():
             if name.endswith("sha256"):
                 print(f"  {name} {value}")
 
@@ -240,8 +245,8 @@ def parser() -> argparse.ArgumentParser:
     )
 
     command = add("data", data, "get a data set ready, verify it, and print its counts and digests")
-    known = ("omniglot", "mnist", "glyphs")
-    command.add_argument("name", choices=known, help="omniglot and mnist are real, glyphs are drawn from fonts")
+    known = ("omniglot", "mnist", "cifar10", "glyphs")
+    command.add_argument("name", choices=known, help="glyphs are drawn from fonts, the others are real")
     return top
 
 

@@ -101,6 +101,9 @@ class _Convolve(Function):
         if dims[1] is None and weight.dim() == 4:
             x = x.movedim(dims[0], 0)
             return _Convolve.apply(x.flatten(0, 1), weight).unflatten(0, x.shape[:2]), 0
+        if dims[0] is None and weight.dim() == 5:  # many networks see the same images: their weights side by side
+            weight = weight.movedim(dims[1], -2)
+            return _Convolve.apply(x, weight.flatten(-2)).unflatten(-1, weight.shape[-2:]), 3
         return _Convolve.apply(*_first(info, dims, x, weight)), 0
 
 

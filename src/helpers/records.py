@@ -7,8 +7,12 @@ here and typed nowhere.
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +94,43 @@ def _is_record(content: Any, name: str) -> bool:
         and all(isinstance(content["iterations"].get(key), int) for key in ("done", "planned"))
         and all(isinstance(m, dict) and {"value", "ci95", "n"} <= set(m) for m in content["metrics"].values())
     )
+
+
+def save_table(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write rows of texts and numbers as compressed comma-separated values, the same bytes for the same rows."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def load_table(name: str) -> list[dict[str, Any]]:
+    """What a recorded experiment wrote down row by row, ``data/records/NAME.csv.gz``; numbers come back as numbers.
+
+    Raises:
+        UserError: if there is no such table, or it is damaged.
+    """
+    path = folder() / f"{name}.csv.gz"
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise UserError(f"there is no table {path}: make it with `metabook train {name}`") from None
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
+        raise UserError(
+            f"the table {path} is damaged ({error}): "
+            f"restore it from version control or run `metabook train {name}` again"
+        ) from None
+
+
+def _number(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def load_all() -> dict[str, Record]:

@@ -50,6 +50,9 @@ class Run(Protocol):
 
         Where that takes long, a run also has ``spot_check(theta)``: metrics from part of the tasks, for the points on
         the way and for checking a record; those named ``spot_…`` are the same in both.
+
+        What a run wrote down row by row, ``table(theta)`` returns as dictionaries of texts and numbers; it is kept
+        beside the record.
         """
         ...
 
@@ -373,6 +376,8 @@ def _train(
         save()
     record = make_record(experiment, run, state, commit)
     records.save(record, data / "records" / f"{experiment.name}.json")
+    if hasattr(run, "table"):
+        records.save_table(run.table(state.values()), data / "records" / f"{experiment.name}.csv.gz")
     headline = ", ".join(f"{name} {records.metric(record, name)}" for name in list(record["metrics"])[:1])
     say(f"{experiment.name}: {records.progress(record)}; {headline}; checkpoint {path}")
     if stop:

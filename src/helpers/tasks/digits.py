@@ -10,10 +10,6 @@ of each, so that a set is one tensor.
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.runtime import UserError, root
+from helpers.runtime import UserError
 from helpers.tasks import Examples, Tasks
 from helpers.tasks.episodes import check_draw, episodes_of
-from helpers.tasks.images import ImageClasses, data_folders, hashed_order, import_torchvision, sha256
+from helpers.tasks.images import Files, ImageClasses, hashed_order, import_torchvision, read_bytes, sha256
 
 __all__ = ["DIGITS", "DigitPairs", "find", "load", "pairs", "provenance"]
 
 DIGITS = 10
 PARTS = {"train": "train", "test": "t10k"}  # split -> how the names of its two files begin
 KINDS = {"images": "images-idx3-ubyte", "labels": "labels-idx1-ubyte"}
+FILES = Files("MNIST", "MNIST/raw", tuple(f"{part}-{kind}" for part in PARTS.values() for kind in KINDS.values()))
 TEST = 50  # test images of each of the small digits
 SPLIT_SEED = 1  # of the small digits; MNIST has a split of its own
 
@@ -189,11 +186,7 @@ class DigitPairs:
 
 def find(folder: Path | str | None = None) -> Path | None:
     """The folder that holds MNIST's four files, or None; nothing is downloaded or verified."""
-    for base in [Path(folder)] if folder is not None else data_folders():
-        for place in (base / "MNIST" / "raw", base):
-            if all((place / name).is_file() for name in _files()):
-                return place
-    return None
+    return FILES.find(folder)
 
 
 def fetch() -> Path:
@@ -202,57 +195,19 @@ def fetch() -> Path:
     Raises:
         UserError: when the download fails.
     """
-    target = root() / "data" / "raw" / "MNIST" / "raw"
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # seconds; torchvision sets none, and a silent network would block for ever
-    try:
-        datasets = import_torchvision().datasets
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as temporary:
-            datasets.MNIST(temporary, download=True)
-            target.mkdir(exist_ok=True)
-            for name in _files():  # moved whole: an interrupted download leaves nothing that looks complete
-                os.replace(Path(temporary) / "MNIST" / "raw" / name, target / name)
-    # urllib's errors are OSErrors; torchvision raises RuntimeError for a wrong checksum.
-    except (OSError, RuntimeError, EOFError, shutil.Error) as error:
-        raise UserError(f"MNIST could not be downloaded to {target} ({error}): {_where()}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-    return target
-
-
-def _files() -> list[str]:
-    return [f"{part}-{kind}" for part in PARTS.values() for kind in KINDS.values()]
-
-
-def _where() -> str:
-    return (
-        f"lay its files in {root() / 'data' / 'raw' / 'MNIST' / 'raw'}, or set METABOOK_DATA to a folder with MNIST/raw"
-    )
+    return FILES.fetch(lambda folder: import_torchvision().datasets.MNIST(folder, download=True))
 
 
 def _mnist(split: str, folder: Path | str | None, download: bool) -> tuple[np.ndarray, np.ndarray]:
     """Images ``[n, 28, 28]`` and labels ``[n]`` of one part, in the order of the files."""
-    place = find(folder)
-    if place is None:
-        bases = [Path(folder)] if folder is not None else data_folders()
-        missing = f"MNIST's files {', '.join(_files())} are not in {' or '.join(str(base) for base in bases)}"
-        if not download:
-            raise UserError(f"{missing}: {_where()}")
-        try:
-            place = fetch()
-        except UserError as error:
-            reason = error.__cause__ or error
-            raise UserError(f"{missing} and could not be downloaded ({reason}): {_where()}") from error
+    place = FILES.find_or_fetch(folder, fetch if download else None)
     files = [f"{PARTS[split]}-{kind}" for kind in KINDS.values()]
     images, labels = (_idx(place / name) for name in files)
     if sha256(images, labels) != SHA256["mnist"][split]:
-        raise UserError(f"{' and '.join(files)} in {place} are not MNIST's (their digest differs): {_repair(place)}")
+        raise UserError(
+            f"{' and '.join(files)} in {place} are not MNIST's (their digest differs): {FILES.repair(place)}"
+        )
     return images, labels
-
-
-def _repair(place: Path) -> str:
-    return f"delete them in {place} and lay MNIST's files there, or let them be downloaded again"
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -261,14 +216,11 @@ def _idx(path: Path) -> np.ndarray:
     Raises:
         UserError: when the file is of another format or not complete.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"the file {path} cannot be read ({error.strerror}): allow reading it") from error
+    content = read_bytes(path)
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     sizes = np.frombuffer(content[4 : 4 + 4 * axes], ">u4").astype(int)
     if not axes or len(content) != 4 + 4 * axes + sizes.prod():
-        raise UserError(f"the file {path} is damaged or not MNIST's: {_repair(path.parent)}")
+        raise UserError(f"the file {path} is damaged or not MNIST's: {FILES.repair(path.parent)}")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(sizes)
 
 

@@ -1,13 +1,16 @@
-"""What the image data sets share: where data lie, how a decoded set is cached, rotations, splits and contact sheets."""
+"""What the image data sets share: where data lie and how they are downloaded, how a decoded set is cached, rotations,
+splits and contact sheets."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,115 @@ def data_folders() -> list[Path]:
     checkout."""
     named = os.environ.get("METABOOK_DATA")
     return ([Path(named).expanduser().resolve()] if named else []) + [root() / "data" / "raw"]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that a data set consists of: where they lie, how they get there, and what to tell the reader.
+
+    Args:
+        title: the data set's name in messages.
+        subfolder: where the files lie below a data folder; directly in it will do as well.
+        names: of all files.
+        source: the address of an archive that holds them, for messages.
+    """
+
+    title: str
+    subfolder: str
+    names: tuple[str, ...]
+    source: str = ""
+
+    def find(self, folder: Path | str | None = None) -> Path | None:
+        """The folder that holds all the files, or None; nothing is downloaded or verified.
+
+        Args:
+            folder: look here only, instead of in ``METABOOK_DATA`` and ``data/raw``.
+        """
+        return next((place for place in self._places(folder) if not self._missing(place)), None)
+
+    def fetch(self, download: Callable[[str], object]) -> Path:
+        """Download the files to ``data/raw`` and return the folder that holds them.
+
+        Args:
+            download: given an empty folder, lays the files in ``subfolder`` of it.
+
+        Raises:
+            UserError: when the download fails.
+        """
+        target = self._home()
+        timeout = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(30)  # seconds; torchvision sets none, and a silent network would block for ever
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as temporary:
+                download(temporary)
+                target.mkdir(exist_ok=True)
+                for name in self.names:  # moved whole: an interrupted download leaves nothing that looks complete
+                    os.replace(Path(temporary) / self.subfolder / name, target / name)
+        # urllib's errors are OSErrors; torchvision raises RuntimeError for a wrong checksum.
+        except (OSError, RuntimeError, EOFError, HTTPException) as error:
+            raise UserError(f"{self.title} could not be downloaded to {target} ({error}): {self._where()}") from error
+        finally:
+            socket.setdefaulttimeout(timeout)
+        return target
+
+    def find_or_fetch(self, folder: Path | str | None, fetch: Callable[[], Path] | None) -> Path:
+        """The folder that holds all the files, which ``fetch`` gets when they are nowhere.
+
+        Args:
+            folder: look here only, instead of in ``METABOOK_DATA`` and ``data/raw``.
+            fetch: downloads the files and returns their folder; None downloads nothing.
+
+        Raises:
+            UserError: when the files are neither there nor to be had.
+        """
+        place = self.find(folder)
+        if place is not None:
+            return place
+        names = min((self._missing(place) for place in self._places(folder)), key=len)  # where most of them are
+        files, are = ("files", "are") if len(names) > 1 else ("file", "is")
+        looked = " or ".join(str(base) for base in _bases(folder))
+        missing = f"{self.title}'s {files} {', '.join(names)} {are} not in {looked}"
+        if fetch is None:
+            raise UserError(f"{missing}: {self._where()}")
+        try:
+            return fetch()
+        except UserError as error:
+            reason = error.__cause__ or error
+            raise UserError(f"{missing} and could not be downloaded ({reason}): {self._where()}") from error
+
+    def repair(self, place: Path) -> str:
+        """What to do about wrong files in ``place``, the end of a sentence."""
+        return f"delete {self.title}'s files in {place} and lay good ones there, or let them be downloaded again"
+
+    def _places(self, folder: Path | str | None) -> list[Path]:
+        return [place for base in _bases(folder) for place in (base / self.subfolder, base)]
+
+    def _missing(self, place: Path) -> list[str]:
+        return [name for name in self.names if not (place / name).is_file()]
+
+    def _home(self) -> Path:
+        return root() / "data" / "raw" / self.subfolder
+
+    def _where(self) -> str:
+        source = f" from {self.source}" * bool(self.source)
+        return f"lay its files{source} in {self._home()}, or set METABOOK_DATA to a folder with {self.subfolder}"
+
+
+def _bases(folder: Path | str | None) -> list[Path]:
+    return [Path(folder)] if folder is not None else data_folders()
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the file {path} cannot be read ({error.strerror}): allow reading it") from error
 
 
 def rotations(classes: ImageClasses) -> ImageClasses:

@@ -1,0 +1,381 @@
+"""The recorded experiments of the Neural Optimizer Search chapter: the search itself.
+
+Source: Bello, Zoph, Vasudevan and Le (2017), sections 4 and 5.1. No search code of the paper is public.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers import runtime
+from helpers.evaluation import Interval, interval, over_seeds
+from helpers.experiments import Recorded, part
+from helpers.learners import CARRIED
+from helpers.models import ConvNet, Params, below, stacked
+from helpers.optimizers.language import Expression, grammar, parse
+from helpers.populations import Outcome, Population
+from helpers.runtime import UserError
+from helpers.search import Controller, Evolution, encoded, policy_gradient
+from helpers.tasks import Examples
+
+METHODS = ("controller", "random", "evolution")
+STATUS = ("complete", "cut", "diverged")
+SPLIT = 7  # seed of the choice of images, the same for every experiment: validation images are never trained on
+
+
+def images(data: str, size: int, train: int, valid: int, test: int, split: int = SPLIT) -> tuple[Examples, ...]:
+    """Training, validation and test examples of a data set, standardised by the training images.
+
+    Args:
+        data: ``"cifar10"``, or ``"digits"``, scikit-learn's 8×8 ones.
+        size: height and width of the images.
+        train, valid, test: how many of each; multiples of ten for CIFAR-10, whose test images are the official ones.
+
+    Returns:
+        Three ``Examples``: x float32 ``[n, channels, size, size]``, y int64 ``[n]``.
+    """
+    if data == "cifar10":
+        from helpers.tasks import cifar10
+
+        known, unseen = cifar10.load("train", size), cifar10.load("test", size)
+        parts = [cifar10.balanced(known, train // 10, split), cifar10.balanced(known, valid // 10, split, train // 10)]
+        parts.append(cifar10.balanced(unseen, test // 10, split))
+        pairs = [(p.images.float() / 255, p.labels) for p in parts]
+    elif data == "digits":
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        if train + valid + test > len(found.target):
+            wanted = train + valid + test
+            raise UserError(f"there are {len(found.target)} small digits, fewer than {wanted}: ask for fewer")
+        order = torch.randperm(len(found.target), generator=runtime.generator(split))
+        x = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16
+        y = torch.tensor(found.target, dtype=torch.long)[order]
+        cuts = (0, train, train + valid, train + valid + test)
+        pairs = [(x[a:b], y[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    else:
+        raise UserError(f"there is no data set {data!r} for children: use digits or cifar10")
+    pixels = pairs[0][0]
+    mean, deviation = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), keepdim=True)
+    return tuple(Examples((x - mean) / deviation, y) for x, y in pairs)
+
+
+def data_provenance(data: str) -> dict[str, Any]:
+    """Names and digests of the images."""
+    if data == "digits":
+        from helpers.tasks import digits
+
+        return digits.provenance("digits")
+    from helpers.tasks import cifar10
+
+    keep = ("data", "sha256")
+    parts = {split: cifar10.load(split).provenance for split in ("train", "test")}
+    return {"data": parts["train"]["data"]} | {f"{split}_{keep[1]}": parts[split][keep[1]] for split in parts}
+
+
+def child(size: int, channels: int, filters: int = 32) -> ConvNet:
+    """The paper's child: two layers of 3×3 convolution with 32 filters, each followed by batch normalisation and ReLU,
+    and a linear layer. Convolutions have stride 2."""
+    return ConvNet(
+        10, filters=filters, blocks=2, channels=channels, head_scale=None, flatten=True, affine=True, size=size
+    )
+
+
+@dataclass(frozen=True)
+class Children(Recorded):
+    """What a child is trained on, and for how long.
+
+    Attributes:
+        data_set: ``"digits"`` or ``"cifar10"``.
+        size: height and width of the images.
+        train, valid, test: numbers of images.
+        epochs: of a child's training, the one of the sweep included.
+        hopeless: a child whose best score after one epoch is not above this is trained no further; chance is 0.1.
+        chunk: networks in one batched program.
+    """
+
+    data_set: str = "digits"
+    size: int = 8
+    train: int = 1_000
+    valid: int = 400
+    test: int = 300
+    batch: int = 100
+    epochs: int = 5
+    filters: int = 32
+    hopeless: float = 0.15
+    chunk: int = 14
+
+    def population(self, seed: int = 0, fused: bool = False, device: torch.device | str = "cpu") -> Population:
+        """The children's common data and first weights, ready to train."""
+        train, valid, _ = (Examples(*(t.to(device) for t in e)) for e in self.examples)
+        net = child(self.size, train.x.shape[1], self.filters)
+        steps = self.epochs * self.train // self.batch
+        return Population(net, train, valid, self.batch, seed, chunk=self.chunk, fused=fused, horizon=steps)
+
+    @cached_property
+    def examples(self) -> tuple[Examples, ...]:
+        """Training, validation and test examples."""
+        return images(self.data_set, self.size, self.train, self.valid, self.test)
+
+
+@dataclass(frozen=True)
+class Search(Recorded):
+    """A search for update rules by three methods at equal numbers of proposals, with one cache of children.
+
+    An iteration is one step of the controllers; every ``ppo_steps`` iterations are a round, which begins with
+    ``proposals`` new rules of every search. Everything proposed is written down in θ (see :class:`SearchRun`), so a
+    killed search goes on with the same controllers and the same cache.
+
+    Attributes:
+        children: what a rule is tried on.
+        searches: independent searches by each method.
+        proposals: rules a search proposes in a round.
+        rounds: how many.
+        ppo_steps: steps of the controller on the same proposals.
+        clip, bonus: PPO's clipping of the ratio, and weight of the entropy.
+        baseline: decay of the moving average of rewards.
+        depth: of the expressions.
+        late: share of the rounds, at the end, whose rewards are reported as late.
+        recheck: the best rules so many are trained once more when the record is made.
+    """
+
+    name: str
+    children: Children = Children()
+    searches: int = 5
+    proposals: int = 10
+    rounds: int = 60
+    ppo_steps: int = 4
+    outer_rate: float = 1e-2
+    clip: float = 0.2
+    bonus: float = 0.01
+    baseline: float = 0.9
+    size: int = 64
+    depth: int = 3
+    population: int = 50
+    tournament: int = 10
+    late: float = 0.2
+    recheck: int = 5
+    seed: int = 0
+    evaluate_every: int = 1_000_000
+    light: bool = True
+    iterations: int = 240
+    paper: str = "nos"
+
+    def __post_init__(self) -> None:
+        if self.iterations != self.rounds * self.ppo_steps:
+            raise UserError(f"{self.rounds} rounds of {self.ppo_steps} steps are not {self.iterations} iterations")
+
+    def data(self) -> dict[str, Any]:
+        """Digests of the images."""
+        return data_provenance(self.children.data_set)
+
+    def setup(self, device: torch.device, compiled: bool) -> SearchRun:
+        """Load the images; children are trained on ``device``, the searches think on the CPU."""
+        return SearchRun(self, self.children.population(fused=compiled, device=device))
+
+    def controller(self) -> Controller:
+        """The controller's network."""
+        return Controller(len(grammar(self.depth)), self.size)
+
+
+CONTROLLER = "controller/"
+LOG = CARRIED + "log/"
+COLUMNS = ("reward", "rate", "status", "seconds", "log_probability", "baseline")
+
+
+@dataclass(eq=False)
+class SearchRun:
+    """A search made ready.
+
+    θ holds the controllers' parameters under ``controller/``, ``[searches, ...]``, and under ``carried:log/``
+    everything that was proposed, ``[rounds, methods × searches, proposals, ...]``: ``tokens``, ``reward``, ``rate``,
+    ``status``, ``seconds`` (0 for a rule that had been tried before), ``log_probability`` and ``baseline`` when proposed; and
+    ``carried:log/done``, the iterations done. The cache is the log read once.
+    """
+
+    search: Search
+    population: Population
+    cache: dict[Expression, Outcome] | None = None
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Uniform controllers and an empty log."""
+        s = self.search
+        fresh = stacked([s.controller().init(generator) for _ in range(s.searches)])
+        shape = (s.rounds, len(METHODS) * s.searches, s.proposals)
+        log = {name: torch.zeros(shape) for name in COLUMNS}
+        log["tokens"] = torch.full((*shape, grammar(s.depth).length), -1.0)
+        log["done"] = torch.zeros(())
+        return {CONTROLLER + name: value for name, value in fresh.items()} | {
+            LOG + name: value for name, value in log.items()
+        }
+
+    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """PPO's gradient for every controller; at the beginning of a round, new proposals of all searches first."""
+        s = self.search
+        log = {name: value.clone() for name, value in below(theta, LOG).items()}
+        done = int(log["done"])
+        number, inner = divmod(done, s.ppo_steps)
+        if inner == 0:
+            self._propose(theta, log, number, generator)
+        log["done"] += 1
+        gradient = {LOG + name: theta[LOG + name] - value for name, value in log.items()}
+        pieces = []
+        for search in range(s.searches):
+            params = {name: value[search] for name, value in part(theta, "controller").items()}
+            batch = encoded(grammar(s.depth), sequences(log["tokens"][number, search]))
+            advantage = log["reward"][number, search] - log["baseline"][number, search]
+            old = log["log_probability"][number, search]
+            pieces.append(policy_gradient(s.controller(), params, batch, old, advantage, s.clip, s.bonus)[0])
+        gradient |= {CONTROLLER + name: value for name, value in stacked(pieces).items()}
+        return gradient, -log["reward"][number, : s.searches].mean()
+
+    def _propose(self, theta: Params, log: dict[str, Tensor], number: int, generator: torch.Generator) -> None:
+        """Fill one round of the log."""
+        s, words = self.search, grammar(self.search.depth)
+        if self.cache is None:
+            self.cache = remembered(s, log)
+        proposed = []
+        uniform = {name: torch.zeros_like(value[0]) for name, value in part(theta, "controller").items()}
+        for method in METHODS:
+            for search in range(s.searches):
+                arm = len(proposed)
+                if method == "evolution":
+                    earlier = sequences(log["tokens"][:number, arm].flatten(0, 1))
+                    history = list(zip(earlier, log["reward"][:number, arm].flatten().tolist(), strict=True))
+                    new = Evolution(s.population, s.tournament).propose(words, history, s.proposals, generator)
+                else:
+                    own = {name: value[search] for name, value in part(theta, "controller").items()}
+                    params = own if method == "controller" else uniform
+                    new = s.controller().sample(params, words, s.proposals, generator)
+                    with torch.no_grad():
+                        log_probability, _ = s.controller().log_probabilities(params, encoded(words, new))
+                    log["log_probability"][number, arm] = log_probability
+                proposed.append(new)
+        rules = [[words.rule(tokens) for tokens in new] for new in proposed]
+        unknown = list(dict.fromkeys(rule for row in rules for rule in row if rule not in self.cache))
+        found = self.population.rewards(unknown, s.children.epochs, hopeless=s.children.hopeless)
+        self.cache |= dict(zip(unknown, found, strict=True))
+        fresh = set(unknown)
+        for arm, row in enumerate(rules):
+            for i, rule in enumerate(row):
+                outcome = self.cache[rule]
+                tokens = proposed[arm][i]
+                log["tokens"][number, arm, i, : len(tokens)] = torch.tensor(tokens, dtype=torch.float32)
+                log["reward"][number, arm, i] = outcome.reward
+                log["rate"][number, arm, i] = outcome.rate
+                log["status"][number, arm, i] = STATUS.index(outcome.status)
+                if rule in fresh:
+                    log["seconds"][number, arm, i] = outcome.seconds
+                    fresh.remove(rule)
+        now = log["reward"][number].mean(-1)
+        if number:  # the moving average of the rounds before this one
+            last = log["reward"][number - 1].mean(-1)
+            now = s.baseline * log["baseline"][number - 1, :, 0] + (1 - s.baseline) * last
+        log["baseline"][number] = now[:, None]
+
+    def evaluate(self, theta: Params) -> dict[str, Interval]:
+        """Rewards by method over the searches; children; and the best rules, trained again."""
+        rows = table(self.search, theta)
+        rounds = 1 + max(row["round"] for row in rows)
+        late = rounds - max(1, round(self.search.late * rounds))
+        metrics: dict[str, Interval] = {}
+
+        def each(method: str, choose) -> Tensor:
+            values = []
+            for search in range(self.search.searches):
+                own = [row for row in rows if (row["method"], row["search"]) == (method, search)]
+                chosen = [row["reward"] for row in own if choose(row)]
+                values.append(sum(chosen) / len(chosen))
+            return torch.tensor(values)
+
+        for method in METHODS:
+            metrics[f"{method}_late_reward"] = over_seeds(each(method, lambda row: row["round"] >= late))
+            metrics[f"{method}_reward"] = over_seeds(each(method, lambda row: True))
+            metrics[f"{method}_early_reward"] = over_seeds(each(method, lambda row: row["round"] < rounds - late))
+            metrics[f"{method}_best"] = over_seeds(self._best(rows, method))
+        trained = {row["rule"] for row in rows}
+        metrics["children"] = Interval(float(len(trained)), math.nan, 1)
+        metrics["proposals"] = Interval(float(len(rows)), math.nan, 1)
+        metrics["duplicates"] = Interval(1 - len(trained) / len(rows), math.nan, len(rows))
+        metrics["seconds_per_child"] = interval(torch.tensor([row["seconds"] for row in rows if row["seconds"]]))
+        again = self.spot_check(theta)
+        return metrics | again | {name.removeprefix("spot_"): value for name, value in again.items()}
+
+    def _best(self, rows: list[dict[str, Any]], method: str, count: int = 10) -> Tensor:
+        """Mean reward of the ten best different rules of each search."""
+        values = []
+        for search in range(self.search.searches):
+            known = {row["rule"]: row["reward"] for row in rows if (row["method"], row["search"]) == (method, search)}
+            best = sorted(known.values(), reverse=True)[:count]
+            values.append(sum(best) / len(best))
+        return torch.tensor(values)
+
+    def spot_check(self, theta: Params) -> dict[str, Interval]:
+        """The best rules of the log trained once more, as the search did."""
+        rules = [parse(row["rule"]) for row in best(table(self.search, theta), self.search.recheck)]
+        again = self.population.rewards(rules, self.search.children.epochs, hopeless=self.search.children.hopeless)
+        return {"spot_again_reward": interval(torch.tensor([outcome.reward for outcome in again]))}
+
+    def table(self, theta: Params) -> list[dict[str, Any]]:
+        """See :func:`table`."""
+        return table(self.search, theta)
+
+
+def sequences(tokens: Tensor) -> list[list[int]]:
+    """Token sequences of a part of the log ``[rules, length]``, without padding."""
+    return [[int(token) for token in row if token >= 0] for row in tokens.tolist()]
+
+
+def remembered(search: Search, log: dict[str, Tensor]) -> dict[Expression, Outcome]:
+    """The cache that belongs to a log."""
+    words, cache = grammar(search.depth), {}
+    for number in range(math.ceil(int(log["done"]) / search.ppo_steps)):
+        for arm in range(log["reward"].shape[1]):
+            for i, tokens in enumerate(sequences(log["tokens"][number, arm])):
+                at = number, arm, i
+                status = STATUS[int(log["status"][at])]
+                outcome = Outcome(log["reward"][at].item(), log["rate"][at].item(), (), status, 0.0)
+                cache.setdefault(words.rule(tokens), outcome)
+    return cache
+
+
+def table(search: Search, theta: Params) -> list[dict[str, Any]]:
+    """Every proposal of a search, in order: ``round``, ``method``, ``search``, ``rule`` (canonical text), ``reward``,
+    ``rate``, ``status`` and ``seconds`` (0 where the cache had the answer)."""
+    log, words, rows = below(theta, LOG), grammar(search.depth), []
+    names: dict[tuple[int, ...], str] = {}
+    for number in range(math.ceil(int(log["done"]) / search.ppo_steps)):
+        for arm in range(log["reward"].shape[1]):
+            method, which = METHODS[arm // search.searches], arm % search.searches
+            for i, tokens in enumerate(sequences(log["tokens"][number, arm])):
+                at, key = (number, arm, i), tuple(tokens)
+                names.setdefault(key, str(words.rule(tokens)) if key not in names else "")
+                rows.append(
+                    {
+                        "round": number, "method": method, "search": which, "rule": names[key],
+                        "reward": round(log["reward"][at].item(), 6), "rate": float(f"{log['rate'][at].item():.3g}"),
+                        "status": STATUS[int(log["status"][at])], "seconds": round(log["seconds"][at].item(), 4),
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def best(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The rows of the best different rules, the best first; of equal ones the shorter text first."""
+    known = {row["rule"]: row for row in rows}
+    return sorted(known.values(), key=lambda row: (-row["reward"], len(row["rule"]), row["rule"]))[:count]
+
+
+def experiments() -> list:
+    """The experiments of the chapter, the most important first."""
+    cifar = Children("cifar10", size=16, train=2_000, valid=500, test=1_000, chunk=14)
+    return [
+        Search("nos-cifar10", cifar, searches=2, proposals=16, rounds=25, iterations=100),
+        Search("nos-digits"),
+    ]

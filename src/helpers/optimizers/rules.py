@@ -1,0 +1,334 @@
+"""Update rules at work: what a rule remembers, one step, decay of the sign term, and a PyTorch optimiser of any rule.
+
+A rule u turns the gradient into a step: w ← w − λ u. It is evaluated elementwise, so parameters of any shape, also
+with leading axes for many networks at once, are stepped in one go. A rule remembers only what its operands need
+(:func:`slots`): PowerSign one number a parameter, Adam two.
+
+Source: Bello, Zoph, Vasudevan and Le (2017), section 4.1, and 5.3 for the decay of the internal sign term.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from helpers.optimizers.language import Expression, parse
+from helpers.runtime import UserError, generator
+
+__all__ = [
+    "ADDSIGN", "BASELINES", "PAPER_RULES", "POWERSIGN", "RuleOptimizer", "Settings", "decay", "evaluate", "remembered",
+    "slots", "step",
+]  # fmt: skip
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Constants of the operands.
+
+    Attributes:
+        beta1: decay of m.
+        beta2: decay of v, the running average of g².
+        beta3: decay of γ, the running average of g³.
+        alpha: decay of RMSProp's own average, which is not bias-corrected (PyTorch's default).
+        mu: decay of heavy-ball momentum.
+        lion: decay of Lion's average in its step, and of what it remembers.
+        epsilon: added to the roots in Adam and RMSProp.
+        delta: added to every divisor.
+        noise: deviation of the noise operand.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    beta3: float = 0.999
+    alpha: float = 0.99
+    mu: float = 0.9
+    lion: tuple[float, float] = (0.9, 0.99)
+    epsilon: float = 1e-8
+    delta: float = 1e-8
+    noise: float = 0.01
+
+
+DEFAULT = Settings()
+
+# What each operand remembers, and how the memory takes a gradient in.
+_NEEDS = {
+    "m": ("m",), "sign(m)": ("m",), "v": ("v",), "gamma": ("gamma",), "adam": ("m", "v"), "rmsprop": ("r",),
+    "momentum": ("b",), "lion": ("l",),
+}  # fmt: skip
+
+
+def slots(rule: Expression) -> tuple[str, ...]:
+    """The running averages that the rule remembers for each parameter, sorted: of m, v, gamma, r (RMSProp's), b
+    (momentum's) and l (Lion's)."""
+    return tuple(sorted({slot for leaf in rule.leaves for slot in _NEEDS.get(leaf, ())}))
+
+
+def remembered(rule: Expression, like: Tensor) -> State:
+    """The rule's memory before the first step: zeros in the shape of ``like``."""
+    return {slot: torch.zeros_like(like) for slot in slots(rule)}
+
+
+def _remember(slot: str, old: Tensor, g: Tensor, s: Settings) -> Tensor:
+    match slot:
+        case "m":
+            return s.beta1 * old + (1 - s.beta1) * g
+        case "v":
+            return s.beta2 * old + (1 - s.beta2) * g * g
+        case "gamma":
+            return s.beta3 * old + (1 - s.beta3) * g * g * g
+        case "r":
+            return s.alpha * old + (1 - s.alpha) * g * g
+        case "b":
+            return s.mu * old + g
+        case _:
+            return s.lion[1] * old + (1 - s.lion[1]) * g
+
+
+class _Operands:
+    """The operands at one step, computed when asked for and once."""
+
+    def __init__(
+        self, g: Tensor, w: Tensor, before: State, after: State, t: int, s: Settings, normal: Callable[[], Tensor]
+    ) -> None:
+        self.g, self.w, self.before, self.after, self.t, self.s, self.normal = g, w, before, after, t, s, normal
+        self.known: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.known:
+            self.known[name] = self._compute(name)
+        return self.known[name]
+
+    def _corrected(self, slot: str, beta: float) -> Tensor:
+        return self.after[slot] / (1 - beta**self.t)
+
+    def _compute(self, name: str) -> Tensor:
+        g, s = self.g, self.s
+        match name:
+            case "g":
+                return g
+            case "g**2":
+                return g * g
+            case "g**3":
+                return g * g * g
+            case "m":
+                return self._corrected("m", s.beta1)
+            case "v":
+                return self._corrected("v", s.beta2)
+            case "gamma":
+                return self._corrected("gamma", s.beta3)
+            case "sign(g)":
+                return g.sign()
+            case "sign(m)":
+                return self.after["m"].sign()
+            case "1" | "2":
+                return torch.full_like(g, float(name))
+            case "noise":
+                return s.noise * self.normal()
+            case "adam":
+                return self["m"] / (self["v"].sqrt() + s.epsilon)
+            case "rmsprop":
+                return g / (self.after["r"].sqrt() + s.epsilon)
+            case "momentum":
+                return self.after["b"]
+            case "lion":
+                return (s.lion[0] * self.before["l"] + (1 - s.lion[0]) * g).sign()
+        return float(name.removesuffix("*w")) * self.w
+
+
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "neg": torch.neg,
+    "exp": torch.exp,
+    "logabs": lambda x: x.abs().log(),
+    "sqrtabs": lambda x: x.abs().sqrt(),
+    "sign": torch.sign,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+}
+_AGREEMENT = ("sign(g)", "sign(m)")  # the product that a schedule decays
+
+
+def evaluate(
+    rule: Expression, operands, settings: Settings, uniform: Callable[[], Tensor], scale: float = 1.0
+) -> Tensor:
+    """The value of a rule.
+
+    Args:
+        operands: ``operands[name]`` is the tensor of that operand.
+        uniform: draws numbers in [0, 1) that broadcast to the parameters; ``drop`` uses it.
+        scale: factor of every product sign(g) sign(m): the decay of the internal sign term.
+
+    Returns:
+        A tensor in the operands' shape. Nothing is caught: what overflows or divides by zero comes out as infinity or
+        not-a-number, as tensor arithmetic has it.
+    """
+    if not rule.args:
+        return operands[rule.op]
+    values = [evaluate(arg, operands, settings, uniform, scale) for arg in rule.args]
+    name, _, number = rule.op.partition(" ")
+    if name == "clip":
+        return values[0].clamp(-float(number), float(number))
+    if name == "drop":  # as dropout does: what is kept is scaled up
+        keep = 1 - float(number)
+        return torch.where(uniform() < keep, values[0] / keep, torch.zeros_like(values[0]))
+    if name == "div":
+        return values[0] / (values[1] + settings.delta)
+    value = _FUNCTIONS[name](*values)
+    if scale != 1.0 and rule.op == "mul" and tuple(arg.op for arg in rule.args) == _AGREEMENT:
+        value = scale * value
+    return value
+
+
+def step(
+    rule: Expression,
+    g: Tensor,
+    w: Tensor,
+    memory: State,
+    t: int,
+    settings: Settings = DEFAULT,
+    random: torch.Generator | None = None,
+    scale: float = 1.0,
+    shared: int = 0,
+) -> tuple[Tensor, State]:
+    """One step's direction and the memory after it.
+
+    Args:
+        rule: the update rule u.
+        g: gradient, in any shape.
+        w: parameters, in the shape of ``g``.
+        memory: what the rule remembers, from :func:`remembered` or the last step.
+        t: number of this step, from 1; bias correction uses it.
+        random: source of noise and dropped entries.
+        scale: decay of the internal sign term, see :func:`decay`.
+        shared: how many leading axes (of networks trained together) see the same random numbers.
+
+    Returns:
+        u in the shape of ``g``, to be multiplied by the learning rate and subtracted; and the new memory.
+    """
+    after = {slot: _remember(slot, old, g, settings) for slot, old in memory.items()}
+    shape = g.shape[shared:]
+
+    def uniform() -> Tensor:
+        return torch.rand(shape, generator=random, dtype=g.dtype, device=g.device)
+
+    def normal() -> Tensor:
+        return torch.randn(shape, generator=random, dtype=g.dtype, device=g.device).expand(g.shape)
+
+    operands = _Operands(g, w, memory, after, t, settings, normal)
+    return evaluate(rule, operands, settings, uniform, scale), after
+
+
+def decay(kind: str | None, t: int, steps: int, periods: float = 0.5) -> float:
+    """Factor of the internal sign term at step ``t`` (from 0) of ``steps``.
+
+    Args:
+        kind: None (no decay, 1), ``"linear"`` (1 − t/T), ``"cosine"`` (half a wave of the cosine, from 1 to 0),
+            or ``"restarts"``: cosine decay that begins again after each of 2·``periods`` equal stretches.
+        periods: number of periods for ``"restarts"``; at 0.5 it is ``"cosine"``.
+
+    Raises:
+        UserError: for another kind.
+
+    Source: Bello et al. (2017), section 5.3 (linear decay, cyclical decay, restarts).
+    """
+    part = t / steps
+    if kind is None:
+        return 1.0
+    if kind == "linear":
+        return 1 - part
+    if kind in ("cosine", "restarts"):
+        stretch = part if kind == "cosine" else 2 * periods * part % 1
+        return 0.5 * (1 + math.cos(math.pi * stretch))
+    raise UserError(f"there is no decay {kind!r}: use None, linear, cosine or restarts")
+
+
+class RuleOptimizer(torch.optim.Optimizer):
+    """Any update rule as a PyTorch optimiser: ``RuleOptimizer(net.parameters(), "g*exp(sign(g)*sign(m))", lr=0.1)``.
+
+    Args:
+        params: parameters, or groups of them.
+        rule: an expression or its text.
+        lr: learning rate λ.
+        settings: constants of the operands.
+        schedule: decay of the internal sign term, see :func:`decay`; needs ``steps``.
+        steps: length of the training.
+        seed: of the noise and the dropped entries.
+
+    Raises:
+        UserError: if the rule is none, the rate is negative, or a schedule comes without a number of steps.
+    """
+
+    def __init__(
+        self,
+        params,
+        rule: Expression | str,
+        lr: float,
+        settings: Settings = DEFAULT,
+        schedule: str | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not lr >= 0:
+            raise UserError(f"a learning rate is at least 0, not {lr!r}")
+        if schedule is not None and not steps:
+            raise UserError("a schedule of the sign term needs the number of steps: pass steps=…")
+        self.rule = parse(rule) if isinstance(rule, str) else rule
+        self.settings, self.schedule, self.steps, self.seed = settings, schedule, steps, seed
+        self._random: dict[torch.device, torch.Generator] = {}
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step for every parameter that has a gradient; returns the closure's loss, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for w in group["params"]:
+                if w.grad is None:
+                    continue
+                state = self.state[w]
+                if not state:
+                    state["step"] = 0
+                    state |= remembered(self.rule, w)
+                    self.state[w] = state
+                state["step"] += 1
+                t = state["step"]
+                scale = decay(self.schedule, min(t - 1, self.steps or 0), self.steps) if self.schedule else 1.0
+                memory = {slot: state[slot] for slot in slots(self.rule)}
+                random = self._random.setdefault(w.device, generator(self.seed, w.device))
+                update, memory = step(self.rule, w.grad, w, memory, t, self.settings, random, scale)
+                w.sub_(group["lr"] * update)
+                state |= memory
+        return loss
+
+
+# The rules of Table 1 by the text of their formula, in the paper's order; and the optimisers above them.
+BASELINES: dict[str, str] = {"SGD": "g", "Momentum": "momentum", "Adam": "adam", "RMSProp": "rmsprop"}
+PAPER_RULES: tuple[str, ...] = (
+    "(exp(sign(g)*sign(m)) + clip(g, 1e-4))*g",
+    "clip(m, 1e-4)*exp(v)",
+    "m*exp(v)",
+    "g*exp(sign(g)*sign(m))",
+    "drop(g, 0.3)*exp(sign(g)*sign(m))",
+    "m*exp(g**2)",
+    "drop(m, 0.1)/exp(g**2)",
+    "drop(g, 0.1)*exp(sign(g)*sign(m))",
+    "clip(rmsprop, 1e-5) + drop(m, 0.3)",
+    "adam*exp(sign(g)*sign(m))",
+    "adam*exp(m)",
+    "g + drop(m, 0.3)",
+    "drop(m, 0.1)*exp(g**3)",
+    "g - clip(g**2, 1e-4)",
+    "exp(g) - exp(m)",
+    "drop(m, 0.3)*exp(1e-3*w)",
+)
+POWERSIGN = "g*exp(sign(g)*sign(m))"
+ADDSIGN = "g*(1 + sign(g)*sign(m))"
