@@ -92,7 +92,8 @@ class State:
         if outer not in kinds:
             raise UserError(f"there is no outer optimiser {outer!r}: use {' or '.join(kinds)}")
         learned = [value for name, value in self.theta.items() if not name.startswith(CARRIED)]
-        self.optimizer = kinds[outer](learned, lr=outer_rate)
+        # An experiment may only measure: then nothing is learned, and an optimiser still wants a tensor.
+        self.optimizer = kinds[outer](learned or [torch.zeros(0)], lr=outer_rate)
         self.generator = generator
         self.iteration = 0
         self.seconds = 0.0

@@ -34,9 +34,9 @@ def part(theta: Params, kind: str) -> Params:
 
 def catalogue() -> dict:
     """All experiments by name, in the order of the ``paper`` queue."""
-    from helpers.experiments import imaml, maml, ml3, ml3_control, ml3_digits, ml3_modelfree, nos, reptile
+    from helpers.experiments import imaml, maml, ml3, ml3_control, ml3_digits, ml3_modelfree, nos, nos_transfer, reptile
 
-    papers = (maml, reptile, imaml, ml3, ml3_control, ml3_digits, ml3_modelfree, nos)
+    papers = (maml, reptile, imaml, ml3, ml3_control, ml3_digits, ml3_modelfree, nos, nos_transfer)
     return {experiment.name: experiment for paper in papers for experiment in paper.experiments()}
 
 

@@ -195,8 +195,8 @@ class SearchRun:
 
     θ holds the controllers' parameters under ``controller/``, ``[searches, ...]``, and under ``carried:log/``
     everything that was proposed, ``[rounds, methods × searches, proposals, ...]``: ``tokens``, ``reward``, ``rate``,
-    ``status``, ``seconds`` (0 for a rule that had been tried before), ``log_probability`` and ``baseline`` when proposed; and
-    ``carried:log/done``, the iterations done. The cache is the log read once.
+    ``status``, ``seconds`` (0 for a rule that had been tried before), ``log_probability`` and ``baseline`` when
+    proposed; and ``carried:log/done``, the iterations done. The cache is the log read once.
     """
 
     search: Search
@@ -376,6 +376,6 @@ def experiments() -> list:
     """The experiments of the chapter, the most important first."""
     cifar = Children("cifar10", size=16, train=2_000, valid=500, test=1_000, chunk=14)
     return [
-        Search("nos-cifar10", cifar, searches=2, proposals=16, rounds=25, iterations=100),
+        Search("nos-cifar10", cifar, searches=3, proposals=10, rounds=30, iterations=120),
         Search("nos-digits"),
     ]

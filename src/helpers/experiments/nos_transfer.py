@@ -1,0 +1,229 @@
+"""The recorded experiments of the Neural Optimizer Search chapter: rules on other targets than they were found on.
+
+Every rule gets the same sweep of learning rates, from a start that is not judged later, and is then trained from the
+same few starts at its best rate. Source: Bello, Zoph, Vasudevan and Le (2017), sections 5.2 to 5.4 and Table 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers import losses, records
+from helpers.evaluation import Interval, interval, over_seeds
+from helpers.experiments import Recorded
+from helpers.experiments.nos import best, child, data_provenance, images
+from helpers.learners import CARRIED
+from helpers.models import Params, WideResNet, below
+from helpers.optimizers.language import parse
+from helpers.optimizers.rules import ADDSIGN, BASELINES, PAPER_RULES, POWERSIGN
+from helpers.populations import RATES, Network, Population
+from helpers.sequence import Seq2Seq, token_accuracy, translation_loss
+from helpers.tasks import Examples, numerals
+
+TARGETS = ("child", "wide-resnet", "translation")
+SCORES = ("test", "valid", "best_test", "best_valid")
+RESULTS = CARRIED + "results/"
+
+# label, rule, decay of its sign term
+Entry = tuple[str, str, str | None]
+TABLE: tuple[Entry, ...] = (
+    *((name.lower(), rule, None) for name, rule in BASELINES.items()),
+    *((f"rule{number:02d}", rule, None) for number, rule in enumerate(PAPER_RULES, start=1)),
+)
+SIGNS: tuple[Entry, ...] = (
+    ("addsign", ADDSIGN, None),
+    *((f"powersign_{kind}", POWERSIGN, kind) for kind in ("linear", "cosine", "restarts")),
+    *((f"addsign_{kind}", ADDSIGN, kind) for kind in ("linear", "cosine")),
+)
+POWERSIGN_LABEL = f"rule{PAPER_RULES.index(POWERSIGN) + 1:02d}"
+
+
+@dataclass(frozen=True)
+class Transfer(Recorded):
+    """Rules on one target.
+
+    The first iteration sweeps the rates of all rules, each further one trains all of them from one start.
+
+    Attributes:
+        target: ``"child"``, ``"wide-resnet"`` or ``"translation"``.
+        rules: label, text and decay of each.
+        search: the search whose best rules are added, and how many of them, ``found``.
+        size, train, valid, test: of the images, and how many; for translation the split is that of the numbers.
+        epochs, sweep_epochs: of the training, and of each rate's trial.
+        seeds: starts that are judged; 1 to ``seeds``, while the sweep has start 0.
+        chunk: networks in one batched program.
+    """
+
+    name: str
+    target: str = "child"
+    rules: tuple[Entry, ...] = TABLE + SIGNS
+    search: str = "nos-cifar10"
+    found: int = 3
+    size: int = 16
+    train: int = 45_000
+    valid: int = 5_000
+    test: int = 10_000
+    batch: int = 100
+    epochs: int = 5
+    sweep_epochs: int = 1
+    rates: tuple[float, ...] = RATES
+    seeds: int = 3
+    chunk: int = 14
+    iterations: int = 4
+    outer_rate: float = 0.0
+    seed: int = 0
+    evaluate_every: int = 1_000_000
+    paper: str = "nos"
+
+    def data(self) -> dict[str, Any]:
+        """Digests of the images, and the rules that came from the search."""
+        found = {"found": [rule for _, rule, _ in self.entries[len(self.rules) :]]}
+        return ({"data": "numerals"} if self.target == "translation" else data_provenance("cifar10")) | found
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """All rules: those given, and the best that the search's controllers found beside them."""
+        given = {parse(rule) for _, rule, _ in self.rules}
+        rows = [row for row in records.load_table(self.search) if row["method"] == "controller"] if self.found else []
+        new = [row["rule"] for row in best(rows, len(given) + self.found) if parse(row["rule"]) not in given]
+        return self.rules + tuple((f"found{i}", rule, None) for i, rule in enumerate(new[: self.found], start=1))
+
+    def setup(self, device: torch.device, compiled: bool) -> TransferRun:
+        """Load the data."""
+        loss, score = losses.cross_entropy, losses.accuracy
+        if self.target == "translation":
+            parts = [numerals.load(split) for split in numerals.SPLITS]
+            model = Seq2Seq(numerals.VOCABULARY, parts[0].x.shape[1])
+            parts = [examples(*part, self.batch) for part in parts]
+            loss, score = translation_loss, token_accuracy
+        else:
+            parts = images("cifar10", self.size, self.train, self.valid, self.test)
+            model = child(self.size, 3) if self.target == "child" else WideResNet()
+        parts = [Examples(*(t.to(device) for t in part)) for part in parts]
+
+        def population(seed: int) -> Population:
+            settings = {"loss": loss, "score": score, "chunk": self.chunk, "fused": compiled}
+            steps = self.epochs * (len(parts[0].y) // self.batch)
+            return Population(model, parts[0], parts[1], self.batch, seed, horizon=steps, **settings)
+
+        return TransferRun(self, population, parts[2])
+
+
+def examples(source: Tensor, target: Tensor, batch: int) -> Examples:
+    """Sentences as a translator is trained on them, as many as fill minibatches.
+
+    Returns:
+        x int64 ``[n, S + T - 1]``, the source and the target without its end; y ``[n, T - 1]``, without its beginning.
+    """
+    n = len(source) // batch * batch
+    return Examples(torch.cat([source, target[:, :-1]], 1)[:n], target[:n, 1:])
+
+
+@dataclass(eq=False)
+class TransferRun:
+    """A transfer made ready. θ holds only results, under ``carried:results/``: ``rates`` ``[rules]``, ``sweep``
+    ``[rules, rates]``, ``scores`` ``[rules, seeds, 4]`` (see ``SCORES``) and ``done``, the iterations done."""
+
+    transfer: Transfer
+    population: Callable[[int], Population]
+    test: Examples
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Nothing measured yet."""
+        t = self.transfer
+        rules = len(t.entries)
+        shapes = {"rates": (rules,), "sweep": (rules, len(t.rates)), "scores": (rules, t.seeds, 4), "done": ()}
+        return {RESULTS + name: torch.zeros(shape) for name, shape in shapes.items()}
+
+    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """Measure; what comes back as a gradient makes the outer step write the results down."""
+        results = {name: value.clone() for name, value in below(theta, RESULTS).items()}
+        done = int(results["done"])
+        if done == 0:
+            self._sweep(results)
+        else:
+            results["scores"][:, done - 1] = self._train(done, results["rates"].tolist())
+        results["done"] += 1
+        loss = -(results["sweep"].max(1).values if done == 0 else results["scores"][:, done - 1, 1]).mean()
+        return {RESULTS + name: theta[RESULTS + name] - value for name, value in results.items()}, loss
+
+    def _sweep(self, results: dict[str, Tensor]) -> None:
+        t, population = self.transfer, self.population(0)
+        for i, (_, rule, schedule) in enumerate(t.entries):
+            networks = [population.network(parse(rule), rate, schedule) for rate in t.rates]
+            population.run(networks, t.sweep_epochs)
+            results["sweep"][i] = population.scores(networks)
+            results["rates"][i] = t.rates[int(results["sweep"][i].argmax())]
+
+    def _train(self, seed: int, rates: list[float], entries: tuple[Entry, ...] | None = None) -> Tensor:
+        """Scores ``[rules, 4]`` of all rules from one start."""
+        population, networks = self._trained(seed, rates, entries or self.transfer.entries)
+        best_valid = best_test = torch.zeros(len(networks))
+        for _ in range(self.transfer.epochs):
+            population.run(networks, 1)
+            valid, test = population.scores(networks), population.scores(networks, self.test)
+            best_valid, best_test = torch.maximum(best_valid, valid), torch.maximum(best_test, test)
+        return torch.stack([test, valid, best_test, best_valid], 1)
+
+    def _trained(self, seed: int, rates: list[float], entries) -> tuple[Population, list[Network]]:
+        population = self.population(seed)
+        pairs = zip(entries, rates, strict=True)
+        return population, [population.network(parse(rule), rate, schedule) for (_, rule, schedule), rate in pairs]
+
+    def evaluate(self, theta: Params) -> dict[str, Interval]:
+        """Scores over the starts, the differences from SGD and Adam start by start, and the rates."""
+        results = below(theta, RESULTS)
+        seen, labels = max(1, int(results["done"]) - 1), [label for label, _, _ in self.transfer.entries]
+        scores = results["scores"][:, :seen].double()
+        metrics: dict[str, Interval] = {}
+        order = sorted(range(len(labels)), key=lambda i: labels[i] != POWERSIGN_LABEL)  # the headline first
+        for i in order:
+            for number, kind in enumerate(SCORES):
+                metrics[f"{labels[i]}_{kind}"] = over_seeds(scores[i, :, number])
+            for reference in ("sgd", "adam", "rmsprop"):
+                if labels[i] != reference and reference in labels:
+                    difference = scores[i, :, 0] - scores[labels.index(reference), :, 0]
+                    metrics[f"{labels[i]}_over_{reference}"] = over_seeds(difference)
+            metrics[f"{labels[i]}_rate"] = Interval(results["rates"][i].item(), math.nan, 1)
+        again = self.spot_check(theta)
+        return metrics | again | {name.removeprefix("spot_"): value for name, value in again.items()}
+
+    def spot_check(self, theta: Params) -> dict[str, Interval]:
+        """The first rule trained for one epoch from the first start once more; interval over the test minibatches."""
+        entries = self.transfer.entries[:1]
+        population, networks = self._trained(1, below(theta, RESULTS)["rates"][:1].tolist(), entries)
+        population.run(networks, 1)
+        parts = zip(self.test.x.split(self.transfer.batch), self.test.y.split(self.transfer.batch), strict=True)
+        values = torch.cat([population.scores(networks, Examples(x, y)) for x, y in parts])
+        return {f"spot_{entries[0][0]}_first_epoch": interval(values)}
+
+    def table(self, theta: Params) -> list[dict[str, Any]]:
+        """Every rule from every start: ``label``, ``rule``, ``decay``, ``rate``, ``seed`` and the four scores."""
+        results, rows = below(theta, RESULTS), []
+        for i, (label, rule, schedule) in enumerate(self.transfer.entries):
+            for seed in range(int(results["done"]) - 1):
+                scores = {kind: round(results["scores"][i, seed, n].item(), 6) for n, kind in enumerate(SCORES)}
+                rate = float(f"{results['rates'][i].item():.3g}")
+                rows.append(
+                    {"label": label, "rule": str(parse(rule)), "decay": schedule or "", "rate": rate, "seed": seed + 1}
+                    | scores
+                )
+        return rows
+
+
+def experiments() -> list:
+    """The experiments, the most important first."""
+    some = {"sgd", "momentum", "adam", "rmsprop", POWERSIGN_LABEL, "rule03", "rule10", "rule12", "addsign"}
+    few = tuple(entry for entry in TABLE + SIGNS if entry[0] in some)
+    return [
+        Transfer("nos-child"),
+        Transfer("nos-translation", "translation"),
+        Transfer("nos-wide-resnet", "wide-resnet", few, train=5_000, valid=1_000, test=2_000, chunk=1),
+    ]
