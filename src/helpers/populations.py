@@ -91,7 +91,7 @@ class Population:
         horizon: steps of a whole training, for schedules.
 
     Raises:
-        UserError: if the examples cannot be cut into minibatches.
+        UserError: if the examples cannot be cut into minibatches, or a batch or chunk holds nothing.
     """
 
     model: Model
@@ -108,6 +108,8 @@ class Population:
     _orders: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if self.batch < 1 or self.chunk < 1:
+            raise UserError(f"a batch and a chunk hold at least 1, not {self.batch} and {self.chunk}: make them larger")
         for name, examples in (("training", self.train), ("validation", self.valid)):
             if len(examples.y) % self.batch or not len(examples.y):
                 raise UserError(f"{len(examples.y)} {name} examples are no multiple of the batch of {self.batch}")

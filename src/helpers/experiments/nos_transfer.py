@@ -22,7 +22,7 @@ from helpers.experiments.nos import best, child, data_provenance, images
 from helpers.learners import CARRIED
 from helpers.models import Params, WideResNet, below
 from helpers.optimizers.language import parse
-from helpers.optimizers.rules import ADDSIGN, BASELINES, PAPER_RULES, POWERSIGN
+from helpers.optimizers.rules import ADDSIGN, BASELINES, PAPER_RULES, POWERSIGN, state_bytes
 from helpers.populations import RATES, Network, Population
 from helpers.sequence import Seq2Seq, token_accuracy, translation_loss
 from helpers.tasks import Examples, numerals
@@ -192,6 +192,7 @@ class TransferRun:
                     difference = scores[i, :, 0] - scores[labels.index(reference), :, 0]
                     metrics[f"{labels[i]}_over_{reference}"] = over_seeds(difference)
             metrics[f"{labels[i]}_rate"] = Interval(results["rates"][i].item(), math.nan, 1)
+            metrics[f"{labels[i]}_bytes"] = Interval(state_bytes(self.transfer.entries[i][1]), math.nan, 1)
         again = self.spot_check(theta)
         return metrics | again | {name.removeprefix("spot_"): value for name, value in again.items()}
 

@@ -66,6 +66,7 @@ UNARY: dict[str, str] = {
 BINARY: dict[str, str] = {"add": "+", "sub": "-", "mul": "*", "div": "/", "left": ""}
 
 DEPTH = 3  # the deepest expressions of the paper
+NESTING = 100  # functions inside each other in a text; deeper ones would meet Python's limit somewhere
 
 
 @dataclass(frozen=True, order=True)
@@ -101,7 +102,8 @@ def build(op: str, *args: Expression) -> Expression:
     """The canonical form of ``op(*args)``, for canonical arguments.
 
     Sums and products are ordered; the identity, ``left`` and products with 1 go; minus signs travel outwards until they
-    meet each other or a sum; signs of signs, clips of clips and powers of the gradient become the shorter form.
+    meet each other or a sum; signs of signs, clips of clips and powers of the gradient become the shorter form. The δ
+    of divisors is not looked at: x/1 is x, and x/−y is −(x/y).
 
     Raises:
         UserError: for an unknown function or a wrong number of arguments.
@@ -216,7 +218,7 @@ def parse(written: str) -> Expression:
         UserError: if the text is no rule of the language.
     """
     try:
-        return _read(ast.parse(written.strip(), mode="eval").body)
+        return _read(ast.parse(written.strip(), mode="eval").body, NESTING)
     except (SyntaxError, ValueError, RecursionError, KeyError, TypeError, MemoryError):
         raise UserError(
             f"{written[:80]!r} is no update rule: combine {', '.join(OPERANDS)} with + - * / and "
@@ -224,20 +226,23 @@ def parse(written: str) -> Expression:
         ) from None
 
 
-def _read(node: ast.expr) -> Expression:
+def _read(node: ast.expr, room: int) -> Expression:
+    if not room:
+        raise ValueError
+    room -= 1
     match node:
         case ast.BinOp(ast.Constant(value=factor), ast.Mult(), ast.Name("w")):
             return build(_DECAYED[factor])
         case ast.BinOp(ast.Name("g"), ast.Pow(), ast.Constant(value=2 | 3 as power)):
             return build(f"g**{power}")
         case ast.BinOp(left, operator, right):
-            return build(_OPERATORS[type(operator)], _read(left), _read(right))
+            return build(_OPERATORS[type(operator)], _read(left, room), _read(right, room))
         case ast.UnaryOp(ast.USub(), operand):
-            return build("neg", _read(operand))
+            return build("neg", _read(operand, room))
         case ast.Call(ast.Name(name), [argument], []) if name in ("exp", "logabs", "sqrtabs", "sign"):
-            return build(name, _read(argument))
+            return build(name, _read(argument, room))
         case ast.Call(ast.Name(name), [argument, ast.Constant(value=number)], []):
-            return build(f"{name} {_PARAMETERS[name][number]}", _read(argument))
+            return build(f"{name} {_PARAMETERS[name][number]}", _read(argument, room))
         case ast.Constant(value=1 | 2 as number) if type(number) is int:
             return build(str(number))
         case ast.Name(name) if name in OPERANDS or name in BESIDE:
@@ -320,6 +325,8 @@ class Grammar:
                 raise UserError("the rule is complete before its tokens end: cut them")
             kind, depth = waiting.pop()
             found.append(kind)
+            if not 0 <= number < len(self):
+                raise UserError(f"there is no token number {number}: they are 0 to {len(self) - 1}")
             token = self.tokens[number]
             if not self._masks[kind][number]:
                 raise UserError(f"the token {token!r} may not stand where a {kind} is expected")
@@ -339,7 +346,13 @@ class Grammar:
         return len(self.expected(sequence)) == len(sequence)
 
     def rule(self, sequence: Sequence[int]) -> Expression:
-        """The canonical rule that a complete sequence spells."""
+        """The canonical rule that a complete sequence spells.
+
+        Raises:
+            UserError: if the tokens are not one whole rule.
+        """
+        if not self.complete(sequence):
+            raise UserError("the tokens are no whole rule: complete them")
         rest = iter(sequence)
         return self._side(rest)
 

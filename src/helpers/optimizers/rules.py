@@ -21,7 +21,7 @@ from helpers.runtime import UserError, generator
 
 __all__ = [
     "ADDSIGN", "BASELINES", "PAPER_RULES", "POWERSIGN", "RuleOptimizer", "Settings", "decay", "evaluate", "remembered",
-    "slots", "step",
+    "slots", "state_bytes", "step",
 ]  # fmt: skip
 
 State = dict[str, Tensor]
@@ -225,7 +225,7 @@ def step(
 
 
 def decay(kind: str | None, t: int, steps: int, periods: float = 0.5) -> float:
-    """Factor of the internal sign term at step ``t`` (from 0) of ``steps``.
+    """Factor of the internal sign term at step ``t`` (from 0) of ``steps``; after them it stays what it was at the end.
 
     Args:
         kind: None (no decay, 1), ``"linear"`` (1 − t/T), ``"cosine"`` (half a wave of the cosine, from 1 to 0),
@@ -237,13 +237,14 @@ def decay(kind: str | None, t: int, steps: int, periods: float = 0.5) -> float:
 
     Source: Bello et al. (2017), section 5.3 (linear decay, cyclical decay, restarts).
     """
-    part = t / steps
+    part = min(t / steps, 1.0)
     if kind is None:
         return 1.0
     if kind == "linear":
         return 1 - part
     if kind in ("cosine", "restarts"):
-        stretch = part if kind == "cosine" else 2 * periods * part % 1
+        whole = part if kind == "cosine" else 2 * periods * part
+        stretch = whole - (math.floor(whole) if part < 1 else math.ceil(whole) - 1)
         return 0.5 * (1 + math.cos(math.pi * stretch))
     raise UserError(f"there is no decay {kind!r}: use None, linear, cosine or restarts")
 
@@ -261,7 +262,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         seed: of the noise and the dropped entries.
 
     Raises:
-        UserError: if the rule is none, the rate is negative, or a schedule comes without a number of steps.
+        UserError: if the rule is none, the rate is negative, the schedule unknown or without a number of steps.
     """
 
     def __init__(
@@ -276,7 +277,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     ) -> None:
         if not lr >= 0:
             raise UserError(f"a learning rate is at least 0, not {lr!r}")
-        if schedule is not None and not steps:
+        decay(schedule, 0, 1)  # refuses an unknown one
+        if schedule is not None and not (steps and steps > 0):
             raise UserError("a schedule of the sign term needs the number of steps: pass steps=…")
         self.rule = parse(rule) if isinstance(rule, str) else rule
         self.settings, self.schedule, self.steps, self.seed = settings, schedule, steps, seed
@@ -301,7 +303,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                     self.state[w] = state
                 state["step"] += 1
                 t = state["step"]
-                scale = decay(self.schedule, min(t - 1, self.steps or 0), self.steps) if self.schedule else 1.0
+                scale = decay(self.schedule, t - 1, self.steps) if self.schedule else 1.0
                 memory = {slot: state[slot] for slot in slots(self.rule)}
                 random = self._random.setdefault(w.device, generator(self.seed, w.device))
                 update, memory = step(self.rule, w.grad, w, memory, t, self.settings, random, scale)
@@ -332,3 +334,13 @@ PAPER_RULES: tuple[str, ...] = (
 )
 POWERSIGN = "g*exp(sign(g)*sign(m))"
 ADDSIGN = "g*(1 + sign(g)*sign(m))"
+
+
+def state_bytes(rule: Expression | str, parameters: int = 1_000) -> float:
+    """Bytes that the optimiser of a rule keeps a float32 parameter, counted in its state after a step."""
+    w = torch.zeros(parameters, requires_grad=True)
+    w.grad = torch.ones_like(w)
+    optimizer = RuleOptimizer([w], rule, lr=0.0)
+    optimizer.step()
+    tensors = [value for value in optimizer.state[w].values() if isinstance(value, Tensor) and value.shape == w.shape]
+    return sum(value.element_size() * value.numel() for value in tensors) / parameters
