@@ -92,7 +92,7 @@ def test_parts_are_disjoint_and_complete(limit):
 
 def test_partition_depends_on_number_and_seed_only(monkeypatch):
     before = numerals.numbers("test")
-    assert before[:5] == [7267, 1126, 2025, 3484, 8955]
+    assert before[:5] == [9977, 4506, 9079, 5192, 5793]
     assert set(numerals.numbers("test", seed=1)) != set(before)
     hashed = numerals.hashed_order
 

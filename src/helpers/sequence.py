@@ -4,7 +4,7 @@ Like the networks of :mod:`helpers.models` it is a function of a dictionary of p
 population of networks is one call: ``torch.func.vmap(model, (0, None))(population, x)``.
 
 What makes a GRU slow here is the number of operations, a few dozen for each of some eighty letters. So all that does
-not depend on the state is done for all letters at once, and reading over padding costs nothing (:func:`_recurrence`).
+not depend on the state is done for all letters at once, and padding is held off there too, not in each step.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Seq2Seq:
 
         Args:
             params: see above.
-            x: int64 ``[n, S + T − 1]``, the tokens of the source, then those of the target without its last.
+            x: int64 ``[n, S + T − 1]``, the tokens of the source, then those of the target without its last; all below
+                ``vocabulary``.
 
         Returns:
             Logits ``[n, T − 1, vocabulary]``, for the tokens of the target without its first.
@@ -127,14 +128,14 @@ class Seq2Seq:
         return seen @ params["head.weight"] + params["head.bias"], states[:, -1]
 
     def _run(self, params: Params, part: str, tokens: Tensor, state: Tensor, hold: bool = False) -> Tensor:
-        """All states ``[n, t, hidden]``. What a token contributes to the gates is a row of one small table; a product
-        with the tokens' indicators looks it up, since its derivative is a product too."""
-        gru, kinds = below(params, part), torch.arange(self.vocabulary, device=tokens.device)
+        """All states ``[n, t, hidden]``. What a token contributes to the gates is a row of one small table."""
+        gru = below(params, part)
         table = params["embedding.weight"] @ gru["input.weight"] + gru["input.bias"]
         if hold:
             update = torch.arange(3 * self.hidden, device=tokens.device) // self.hidden == 1
-            table = table + HOLD * ((kinds == PAD)[:, None] & update).to(table.dtype)
-        inputs = (tokens.mT[..., None] == kinds).to(table.dtype) @ table  # [t, n, 3 hidden]
+            padding = torch.arange(self.vocabulary, device=tokens.device)[:, None] == PAD
+            table = table + HOLD * (padding & update).to(table.dtype)
+        inputs = functional.embedding(tokens.mT, table)  # [t, n, 3 hidden]
         return _recurrence(inputs, gru["hidden.weight"], gru["hidden.bias"], state).transpose(0, 1)
 
     def adapts(self, name: str) -> bool:

@@ -225,6 +225,6 @@ def experiments() -> list:
     few = tuple(entry for entry in TABLE + SIGNS if entry[0] in some)
     return [
         Transfer("nos-child"),
-        Transfer("nos-translation", "translation"),
         Transfer("nos-wide-resnet", "wide-resnet", few, train=5_000, valid=1_000, test=2_000, chunk=1),
+        Transfer("nos-translation", "translation", few, train=8_000, valid=1_000, test=1_000, epochs=10, chunk=7),
     ]
