@@ -165,6 +165,7 @@ def test_impossible_images_are_refused(data, train):
 
 def test_tables_are_the_same_bytes_and_come_back(tmp_path, monkeypatch):
     rows = [{"rule": "drop(g, 0.3)*m", "reward": 0.5, "round": 3}, {"rule": '"', "reward": 1e-5, "round": 4}]
+    rows += [{"rule": "1", "reward": 1.0, "round": 0}]  # a rule that looks like a number
     for name in ("a", "b"):
         records.save_table(rows, tmp_path / f"{name}.csv.gz")
     assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()

@@ -99,7 +99,8 @@ def _is_record(content: Any, name: str) -> bool:
 def save_table(rows: list[dict[str, Any]], path: Path) -> None:
     """Write rows of texts and numbers as compressed comma-separated values, the same bytes for the same rows."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    # A text is quoted and a number is not: the rule "1" comes back as a text.
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, gzip.compress(text.getvalue().encode(), mtime=0))
@@ -114,7 +115,7 @@ def load_table(name: str) -> list[dict[str, Any]]:
     path = folder() / f"{name}.csv.gz"
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+            rows = list(csv.DictReader(file, quoting=csv.QUOTE_NONNUMERIC))
     except FileNotFoundError:
         raise UserError(f"there is no table {path}: make it with `metabook train {name}`") from None
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
@@ -122,15 +123,7 @@ def load_table(name: str) -> list[dict[str, Any]]:
             f"the table {path} is damaged ({error}): "
             f"restore it from version control or run `metabook train {name}` again"
         ) from None
-
-
-def _number(text: str) -> str | int | float:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return [{key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in row.items()} for row in rows]
 
 
 def load_all() -> dict[str, Record]:
