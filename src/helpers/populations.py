@@ -270,7 +270,7 @@ class Population:
             One outcome a rule, in order. A rule that diverges is an outcome, not an error.
         """
         outcomes = []
-        whole = max(1, self.chunk // len(rates)) * 4  # rules at a time: enough to fill programs after deaths
+        whole = 4 * self.chunk  # rules at a time: enough that those left after the sweep still fill programs
         with tqdm(total=len(rules), desc=label, unit="rule", disable=label is None, mininterval=1, leave=False) as bar:
             for begin in range(0, len(rules), whole):
                 part = rules[begin : begin + whole]
