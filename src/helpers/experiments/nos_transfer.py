@@ -40,7 +40,7 @@ TABLE: tuple[Entry, ...] = (
 SIGNS: tuple[Entry, ...] = (
     ("addsign", ADDSIGN, None),
     *((f"powersign_{kind}", POWERSIGN, kind) for kind in ("linear", "cosine", "restarts")),
-    *((f"addsign_{kind}", ADDSIGN, kind) for kind in ("linear", "cosine")),
+    ("addsign_linear", ADDSIGN, "linear"),
 )
 POWERSIGN_LABEL = f"rule{PAPER_RULES.index(POWERSIGN) + 1:02d}"
 
@@ -156,11 +156,11 @@ class TransferRun:
 
     def _sweep(self, results: dict[str, Tensor]) -> None:
         t, population = self.transfer, self.population(0)
-        for i, (_, rule, schedule) in enumerate(t.entries):
-            networks = [population.network(parse(rule), rate, schedule) for rate in t.rates]
-            population.run(networks, t.sweep_epochs)
-            results["sweep"][i] = population.scores(networks)
-            results["rates"][i] = t.rates[int(results["sweep"][i].argmax())]
+        pairs = [(parse(rule), schedule, rate) for _, rule, schedule in t.entries for rate in t.rates]
+        networks = [population.network(rule, rate, schedule) for rule, schedule, rate in pairs]
+        population.run(networks, t.sweep_epochs)
+        results["sweep"].copy_(population.scores(networks).view(-1, len(t.rates)))
+        results["rates"].copy_(torch.tensor(t.rates)[results["sweep"].argmax(1)])
 
     def _train(self, seed: int, rates: list[float], entries: tuple[Entry, ...] | None = None) -> Tensor:
         """Scores ``[rules, 4]`` of all rules from one start."""

@@ -224,28 +224,29 @@ def step(
     return evaluate(rule, operands, settings, uniform, scale), after
 
 
-def decay(kind: str | None, t: int, steps: int, periods: float = 0.5) -> float:
-    """Factor of the internal sign term at step ``t`` (from 0) of ``steps``; after them it stays what it was at the end.
+RESTARTS = 5  # of a schedule with restarts
+
+
+def decay(kind: str | None, t: int, steps: int) -> float:
+    """Factor of the internal sign term at step ``t`` (from 0) of ``steps``.
 
     Args:
-        kind: None (no decay, 1), ``"linear"`` (1 − t/T), ``"cosine"`` (half a wave of the cosine, from 1 to 0),
-            or ``"restarts"``: cosine decay that begins again after each of 2·``periods`` equal stretches.
-        periods: number of periods for ``"restarts"``; at 0.5 it is ``"cosine"``.
+        kind: None (no decay, 1), ``"linear"`` (1 − t/T), ``"cosine"`` (half a wave of the cosine, from 1 to 0), or
+            ``"restarts"``: ``RESTARTS`` such half waves, one after the other.
 
     Raises:
         UserError: for another kind.
 
-    Source: Bello et al. (2017), section 5.3 (linear decay, cyclical decay, restarts).
+    Source: Bello et al. (2017), section 5.3 (linear decay, cyclical decay, restarts; the paper has up to twenty, in
+    hundreds of epochs).
     """
-    part = min(t / steps, 1.0)
+    part = t / steps
     if kind is None:
         return 1.0
     if kind == "linear":
         return 1 - part
     if kind in ("cosine", "restarts"):
-        whole = part if kind == "cosine" else 2 * periods * part
-        stretch = whole - (math.floor(whole) if part < 1 else math.ceil(whole) - 1)
-        return 0.5 * (1 + math.cos(math.pi * stretch))
+        return 0.5 * (1 + math.cos(math.pi * (part if kind == "cosine" else RESTARTS * part % 1)))
     raise UserError(f"there is no decay {kind!r}: use None, linear, cosine or restarts")
 
 
