@@ -378,4 +378,6 @@ def experiments() -> list:
     return [
         Search("nos-cifar10", cifar, searches=3, proposals=10, rounds=30, iterations=120),
         Search("nos-digits"),
+        # A controller in less of a hurry: does it find better rules for settling later?
+        Search("nos-digits-slow", outer_rate=3e-3, bonus=0.03),
     ]
