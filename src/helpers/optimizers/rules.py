@@ -228,7 +228,7 @@ RESTARTS = 5  # of a schedule with restarts
 
 
 def decay(kind: str | None, t: int, steps: int) -> float:
-    """Factor of the internal sign term at step ``t`` (from 0) of ``steps``.
+    """Factor of the internal sign term at step ``t`` (from 0) of ``steps``; 0 from then on.
 
     Args:
         kind: None (no decay, 1), ``"linear"`` (1 − t/T), ``"cosine"`` (half a wave of the cosine, from 1 to 0), or
@@ -240,14 +240,16 @@ def decay(kind: str | None, t: int, steps: int) -> float:
     Source: Bello et al. (2017), section 5.3 (linear decay, cyclical decay, restarts; the paper has up to twenty, in
     hundreds of epochs).
     """
-    part = t / steps
     if kind is None:
         return 1.0
+    if kind not in ("linear", "cosine", "restarts"):
+        raise UserError(f"there is no decay {kind!r}: use None, linear, cosine or restarts")
+    part = min(t / steps, 1.0)
+    if part == 1:  # also the last of the restarts ends there, and does not begin again
+        return 0.0
     if kind == "linear":
         return 1 - part
-    if kind in ("cosine", "restarts"):
-        return 0.5 * (1 + math.cos(math.pi * (part if kind == "cosine" else RESTARTS * part % 1)))
-    raise UserError(f"there is no decay {kind!r}: use None, linear, cosine or restarts")
+    return 0.5 * (1 + math.cos(math.pi * (part if kind == "cosine" else RESTARTS * part % 1)))
 
 
 class RuleOptimizer(torch.optim.Optimizer):
