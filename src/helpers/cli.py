@@ -149,6 +149,10 @@ def data(options: argparse.Namespace) -> None:
     """Get a data set ready and say what it holds."""
     from importlib import import_module
 
+    if options.jets is not None and options.name != "jets":
+        raise UserError(f"--jets is a number of jets to simulate: it does not go with {options.name}")
+    if options.name == "jets":
+        return _jets(options.jets)
     library = import_module(f"helpers.tasks.{'digits' if options.name == 'mnist' else options.name}")
     if options.name != "glyphs":
         place = library.find()
@@ -167,6 +171,20 @@ def data(options: argparse.Namespace) -> None:
         for name, value in found.provenance.items():
             if name.endswith("sha256"):
                 print(f"  {name} {value}")
+
+
+def _jets(per_window: int | None) -> None:
+    """Simulate jets where a number is given, then say what the file holds."""
+    from helpers.tasks import jets
+
+    if per_window is not None:
+        from helpers.tasks import jet_simulation
+
+        jet_simulation.generate(per_window)
+    found = jets.load()
+    for (process, shower, split), windows in found.counts().items():
+        print(f"jets {split}: {process} with {shower}, {' + '.join(f'{count:,}' for count in windows)} jets")
+    print(f"  sha256 {found.header['sha256']}")
 
 
 # ---------------------------------------- grammar
@@ -245,8 +263,13 @@ def parser() -> argparse.ArgumentParser:
     )
 
     command = add("data", data, "get a data set ready, verify it, and print its counts and digests")
-    known = ("omniglot", "mnist", "cifar10", "glyphs")
-    command.add_argument("name", choices=known, help="glyphs are drawn from fonts, the others are real")
+    known = ("omniglot", "mnist", "cifar10", "glyphs", "jets")
+    command.add_argument(
+        "name", choices=known, help="glyphs are drawn from fonts, jets are simulated, the others are real"
+    )
+    command.add_argument(
+        "--jets", type=positive, metavar="N", help="simulate data/jets.npz, N jets a window of each sample (hours)"
+    )
     return top
 
 
