@@ -151,8 +151,9 @@ def simulate(process: str, shower: str, seed: int, events: int, batch: int = BAT
     """Simulate events and keep their leading jets.
 
     The hardest anti-kT jet (R = 1.0) of each event is trimmed (kT subjets of R = 0.3 with less than 5 % of its pT are
-    removed); it is kept if its axis has pseudorapidity between −2 and 2 and its trimmed pT is between 250 and 800 GeV. Neutrinos and muons are
-    left out. Subjettiness is that of the trimmed jet, with winner-takes-all kT axes improved once.
+    removed); it is kept if its axis has pseudorapidity between −2 and 2 and its trimmed pT is between 250 and 800 GeV.
+    Neutrinos and muons are left out. Subjettiness is that of the trimmed jet, with winner-takes-all kT axes improved
+    once.
 
     Args:
         process: one of ``jets.PROCESSES``.
