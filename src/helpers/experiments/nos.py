@@ -205,7 +205,7 @@ class SearchRun:
 
     def init(self, generator: torch.Generator) -> Params:
         """Uniform controllers and an empty log."""
-        s = self.search
+        s, generator = self.search, on_cpu(generator)
         fresh = stacked([s.controller().init(generator) for _ in range(s.searches)])
         shape = (s.rounds, len(METHODS) * s.searches, s.proposals)
         log = {name: torch.zeros(shape) for name in COLUMNS}
@@ -237,7 +237,7 @@ class SearchRun:
 
     def _propose(self, theta: Params, log: dict[str, Tensor], number: int, generator: torch.Generator) -> None:
         """Fill one round of the log."""
-        s, words = self.search, grammar(self.search.depth)
+        s, words, generator = self.search, grammar(self.search.depth), on_cpu(generator)
         if self.cache is None:
             self.cache = remembered(s, log)
         proposed = []
@@ -325,6 +325,13 @@ class SearchRun:
     def table(self, theta: Params) -> list[dict[str, Any]]:
         """See :func:`table`."""
         return table(self.search, theta)
+
+
+def on_cpu(generator: torch.Generator) -> torch.Generator:
+    """The generator, or one on the CPU that it seeds: a search thinks there, wherever its children are trained."""
+    if generator.device.type == "cpu":
+        return generator
+    return runtime.generator(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)))
 
 
 def sequences(tokens: Tensor) -> list[list[int]]:
