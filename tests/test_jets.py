@@ -412,6 +412,27 @@ def test_a_jet_looks_the_same_twice_and_differently_elsewhere(samples):
     assert all((tasks.inputs(1).float() == jet).flatten(2).all(-1).any() for jet in first)
 
 
+def test_tasks_of_given_domains_have_as_many_shots_as_asked_for(samples, monkeypatch):
+    identity(monkeypatch)
+    chosen = family(samples)
+    for shots in (2, 4, 25):
+        tasks = chosen.of([3, 0, 3], generator(0), shots)
+        assert tasks.support.y.tolist() == [[0] * shots + [1] * shots] * 3
+        assert tasks.query.y.tolist() == [[0] * 6 + [1] * 6] * 3
+        for t in range(3):
+            x, y = torch.cat([tasks.support.x[t], tasks.query.x[t]]), torch.cat([tasks.support.y[t], tasks.query.y[t]])
+            assert len(x[:, 0, 0].unique()) == 2 * shots + 12 and ((x[:, 0, 1] == 0) == (y == 1)).all()
+    plain, same = (chosen.of([3, 0], generator(1), *more) for more in ((), (4,)))
+    assert plain.support.x.shape[1] == 8 and torch.equal(plain.support.x, same.support.x)
+    assert torch.equal(plain.query.x, same.query.x)
+
+
+def test_more_shots_than_there_are_jets_are_refused(samples):
+    chosen = family(samples)
+    assert chosen.of([0], generator(0), EACH - 6).support.y.shape == (1, 2 * (EACH - 6))
+    assert "needs 41 jets of each class" in refused(lambda: chosen.of([0], generator(0), EACH - 5))
+
+
 def test_bags_have_the_shares_they_say(samples, monkeypatch):
     identity(monkeypatch)
     tasks = family(samples, queries=5, domains=(Domain("W", 1, "fsr-one", Detector()),))
@@ -469,4 +490,6 @@ def test_the_shipped_file():
             if process == "W" and len(mine) >= 300:
                 assert 78 <= 62 + 2 * histogram.argmax() + 1 <= 84, (shower, split, window)
             if process == "top" and window >= 2:
-                assert 160 < mine.median() < 180
+                # The peak: at 400 GeV a part of the decay is still outside of many jets, which lowers the median.
+                wide = torch.histc(mine, 60, 100, 220).unfold(0, 4, 1).sum(1)
+                assert 168 <= 104 + 2 * wide.argmax() <= 178, (shower, split, window)
