@@ -57,6 +57,35 @@ def one_by_one(learner: GradientDescent, phi: Params, support: Examples, query: 
     return vmap(predict)(query.x)
 
 
+def auc(background: Tensor, signal: Tensor) -> Tensor:
+    """Area under the ROC curve: how often a signal example has a larger score than one of the background.
+
+    Args:
+        background: scores ``[n]``.
+        signal: scores ``[m]``. Ties count half.
+    """
+    larger, same = signal[:, None] > background, signal[:, None] == background
+    return larger.to(signal.dtype).mean() + same.to(signal.dtype).mean() / 2
+
+
+def background_efficiency(background: Tensor, signal: Tensor, signal_efficiency: float = 0.5) -> Tensor:
+    """The share of the background above the threshold that lets ``signal_efficiency`` of the signal pass.
+
+    Its inverse is the background rejection. What equals the threshold passes.
+
+    Args:
+        background: scores ``[n]``.
+        signal: scores ``[m]``.
+        signal_efficiency: in (0, 1].
+
+    Returns:
+        At least 1/n: that none of n passes does not say that none would.
+    """
+    passing = max(1, round(signal_efficiency * len(signal)))
+    threshold = signal.sort(descending=True).values[passing - 1]
+    return (background >= threshold).to(signal.dtype).mean().clamp(min=1 / len(background))
+
+
 def adaptation_curve(
     learner: GradientDescent,
     theta: Params,

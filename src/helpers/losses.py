@@ -33,6 +33,40 @@ def accuracy(outputs: Tensor, y: Tensor) -> Tensor:
     return (outputs.argmax(-1) == y).to(outputs.dtype).mean()
 
 
+def label_proportions(outputs: Tensor, y: Tensor, bags: int = 2) -> Tensor:
+    """For unlabelled bags of known composition: how far the mean predicted share of class 1 is from the true one.
+
+    The divergence KL(s ‖ p) between two coins, for each bag's share s and mean probability p, averaged over the bags;
+    0 where every share is met.
+
+    Args:
+        outputs: logits ``[bags · size, 2]``, bag after bag.
+        y: of every example the share of class 1 in its bag, ``[bags · size]``.
+        bags: how many there are. With one, or with equal shares, a constant output is as good as any.
+
+    Source: learning from label proportions, Quadrianto et al. (2009); with jets Dery et al. (2017), arXiv:1702.00414.
+    """
+    share = y.unflatten(0, (bags, -1)).mean(1)
+    found = outputs.softmax(-1)[:, 1].unflatten(0, (bags, -1)).mean(1)
+    found, true = (torch.stack([1 - part, part]).clamp(min=1e-6) for part in (found, share))
+    return (true * (true.log() - found.log())).sum(0).mean()
+
+
+def mixture(outputs: Tensor, y: Tensor) -> Tensor:
+    """Classification without labels: cross-entropy of telling the bag with more of class 1 from that with less.
+
+    The best classifier of two mixtures is the best of their components, whatever the shares, so these need not be
+    known, only which is larger. What comes out ranks examples; it is no probability of class 1.
+
+    Args:
+        outputs: logits ``[n, 2]``.
+        y: of every example the share of class 1 in its bag, ``[n]``.
+
+    Source: Metodiev, Nachman and Thaler (2017), arXiv:1708.02949, theorem 1 ("CWoLa").
+    """
+    return functional.cross_entropy(outputs, (y > y.mean()).long())
+
+
 def prediction_and_target(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
     """(ŷ, y), the features of the paper's regression: ``[n, 2 d]``."""
     return torch.cat([outputs, y], -1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -23,7 +24,10 @@ from torch.nn import functional
 from helpers.operations import convolve, patches, standardize
 from helpers.runtime import UserError
 
-__all__ = ["EPSILON", "MLP", "ConvNet", "Model", "Params", "WideResNet", "below", "normalize", "patches", "stacked"]
+__all__ = [
+    "EPSILON", "MLP", "ConvNet", "DeepSets", "Model", "Params", "WideResNet", "below", "normalize", "patches",
+    "stacked",
+]  # fmt: skip
 
 Params = dict[str, Tensor]
 
@@ -170,6 +174,7 @@ class ConvNet:
         affine: normalisation with scale and shift, both adapted.
         size: height and width of the images; matters with ``flatten`` only.
         gain: factor of the first weights of the convolutions (and of the head, where ``head_scale`` is None).
+        norm: without it there is no normalisation, each image is judged by itself, and the shifts are adapted biases.
 
     Source: Finn, Abbeel and Levine (2017), section 5.2; otherwise initialised as in the official code (Xavier for
     convolutions). With ``flatten`` and ``affine``, ``models.py`` of Reptile's official code.
@@ -184,6 +189,7 @@ class ConvNet:
     affine: bool = False
     size: int = 28
     gain: float = 1.0
+    norm: bool = True
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""
@@ -215,7 +221,9 @@ class ConvNet:
         """
         x = _channels_last(x, self.channels)
         for block in range(1, self.blocks + 1):
-            x = normalize(convolve(x, params[f"conv{block}.weight"]))
+            x = convolve(x, params[f"conv{block}.weight"])
+            if self.norm:
+                x = normalize(x)
             if self.affine:
                 x = x * params[f"norm{block}.scale"]
             x = torch.relu(x + params[f"norm{block}.shift"])
@@ -224,7 +232,47 @@ class ConvNet:
 
     def adapts(self, name: str) -> bool:
         """Whether the inner loop changes the parameter: all but the shifts of a normalisation without a scale."""
-        return self.affine or not name.endswith(".shift")
+        return self.affine or not self.norm or not name.endswith(".shift")
+
+
+@dataclass(frozen=True)
+class DeepSets:
+    """A network of a set of particles: a network of each, their mean weighted by pT, a network of that.
+
+    Parameters are those of two :class:`MLP`, under ``each.`` and ``all.``. The order of the particles does not matter,
+    nor do slots that are empty, nor whether a particle is split in two at the same place: no weight, no part in the
+    mean.
+
+    Attributes:
+        ways: number of logits.
+        hidden: units of the layers.
+
+    Source: Zaheer et al. (2017), theorem 2; weighted by pT, an energy flow network (Komiske, Metodiev and Thaler 2019,
+    arXiv:1810.05165, equation 1.2).
+    """
+
+    ways: int = 2
+    hidden: int = 32
+
+    @property
+    def _parts(self) -> dict[str, MLP]:
+        each, whole = (2, self.hidden, self.hidden), (self.hidden, self.hidden, self.ways)
+        return {"each.": MLP(each, scale=None), "all.": MLP(whole, scale=None)}
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh parameters on the generator's device."""
+        drawn = {prefix: part.init(generator, dtype) for prefix, part in self._parts.items()}
+        return {prefix + name: value for prefix, params in drawn.items() for name, value in params.items()}
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        """Map ``x`` ``[n, particles, 3]``, share of pT, η and φ, to logits ``[n, ways]``."""
+        each, whole = (partial(part, below(params, prefix)) for prefix, part in self._parts.items())
+        hidden = torch.relu(each(x[..., 1:].flatten(0, 1))).unflatten(0, x.shape[:2])
+        return whole((x[..., :1] * hidden).sum(1))
+
+    def adapts(self, name: str) -> bool:
+        """Whether the inner loop changes the parameter: it changes all."""
+        return True
 
 
 @dataclass(frozen=True)

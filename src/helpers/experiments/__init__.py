@@ -34,9 +34,20 @@ def part(theta: Params, kind: str) -> Params:
 
 def catalogue() -> dict:
     """All experiments by name, in the order of the ``paper`` queue."""
-    from helpers.experiments import imaml, maml, ml3, ml3_control, ml3_digits, ml3_modelfree, nos, nos_transfer, reptile
+    from helpers.experiments import (
+        imaml,
+        jets,
+        maml,
+        ml3,
+        ml3_control,
+        ml3_digits,
+        ml3_modelfree,
+        nos,
+        nos_transfer,
+        reptile,
+    )
 
-    papers = (maml, reptile, imaml, ml3, ml3_control, ml3_digits, ml3_modelfree, nos, nos_transfer)
+    papers = (maml, reptile, imaml, ml3, ml3_control, ml3_digits, ml3_modelfree, nos, nos_transfer, jets)
     return {experiment.name: experiment for paper in papers for experiment in paper.experiments()}
 
 

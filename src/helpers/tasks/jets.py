@@ -718,16 +718,19 @@ class JetTasks:
         """
         return self.of(self._choose(n_tasks, generator), generator)
 
-    def of(self, chosen: Sequence[int], generator: torch.Generator) -> Tasks:
-        """As :meth:`sample`, of given domains: one task for each position in ``domains``."""
+    def of(self, chosen: Sequence[int], generator: torch.Generator, shots: int | None = None) -> Tasks:
+        """As :meth:`sample`, of given domains: one task for each position in ``domains``, with ``shots`` if given."""
         support, query = [], []
+        shots = self.shots if shots is None else shots
         for at in chosen:
+            if shots > self.shots:
+                self._enough(at, shots + self.queries)
             pool = self.inputs(at)
-            rows = torch.stack([self._different(pool, self.shots + self.queries, generator) for _ in (0, 1)])
+            rows = torch.stack([self._different(pool, shots + self.queries, generator) for _ in (0, 1)])
             x = torch.stack([pool[label, rows[label]] for label in (0, 1)])
-            support.append(x[:, : self.shots].flatten(0, 1))
-            query.append(x[:, self.shots :].flatten(0, 1))
-        return Tasks(_labelled(support, self.shots), _labelled(query, self.queries))
+            support.append(x[:, :shots].flatten(0, 1))
+            query.append(x[:, shots:].flatten(0, 1))
+        return Tasks(_labelled(support, shots), _labelled(query, self.queries))
 
     def bags(
         self, n_tasks: int, size: int, generator: torch.Generator, proportions: Sequence[float] = (0.2, 0.8)
