@@ -243,7 +243,7 @@ class Tagging(Recorded):
     reptile_batch: int = 20
     seed: int = 0
     seeds: int = 5
-    test_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    test_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
     test_steps: tuple[int, ...] = (1, 3, 10)
     test_draws: int = 5
     test_queries: int = 300
@@ -479,7 +479,7 @@ class Matrix(Recorded):
     outer_rate_final: float = 2e-4
     seed: int = 0
     seeds: int = 3
-    test_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    test_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
     test_steps: tuple[int, ...] = (1, 3, 10)
     test_draws: int = 4
     test_queries: int = 300
@@ -673,7 +673,8 @@ class CutsMeasured:
 def experiments() -> list:
     """The experiments of the chapter, the most important first."""
     reptile = {"outer": "sgd", "outer_rate": 1.0, "outer_rate_hold": 0, "outer_rate_final": 0.0, "inner_steps": 5}
-    scratch = {"iterations": 1, "outer_rate_hold": 1, "test_steps": (3, 10, 30)}
+    scratch = {"iterations": 1, "outer_rate_hold": 1}
+    scratch |= {"test_rates": (0.03, 0.1, 0.3, 1.0), "test_steps": (3, 10, 30)}
     all_kinds = tuple(LOSSES)
     proportions = {"inner": "proportions", "given": ("proportions",)}
     return [
