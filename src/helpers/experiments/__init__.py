@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
+from helpers.evaluation import Interval
 from helpers.models import Params, below
 from helpers.runtime import UserError
 
@@ -27,6 +29,11 @@ class OnOmniglot(Recorded):
         return omniglot.provenance()
 
 
+def both_names(spot: dict[str, Interval]) -> dict[str, Interval]:
+    """Metrics of a spot check that is as thorough as the evaluation: once as ``spot_…`` and once without."""
+    return spot | {name.removeprefix("spot_"): value for name, value in spot.items()}
+
+
 def part(theta: Params, kind: str) -> Params:
     """The entries of θ under ``kind/``, without that prefix: one of several networks that are trained together."""
     return below(theta, f"{kind}/")
@@ -34,20 +41,19 @@ def part(theta: Params, kind: str) -> Params:
 
 def catalogue() -> dict:
     """All experiments by name, in the order of the ``paper`` queue."""
-    from helpers.experiments import (
-        imaml,
-        jets,
-        maml,
-        ml3,
-        ml3_control,
-        ml3_digits,
-        ml3_modelfree,
-        nos,
-        nos_transfer,
-        reptile,
+    order = (
+        "maml",
+        "reptile",
+        "imaml",
+        "ml3",
+        "ml3_control",
+        "ml3_digits",
+        "ml3_modelfree",
+        "nos",
+        "nos_transfer",
+        "jets",
     )
-
-    papers = (maml, reptile, imaml, ml3, ml3_control, ml3_digits, ml3_modelfree, nos, nos_transfer, jets)
+    papers = (import_module(f"{__name__}.{paper}") for paper in order)
     return {experiment.name: experiment for paper in papers for experiment in paper.experiments()}
 
 

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from helpers import evaluation, metagradients, runtime
-from helpers.experiments import Recorded
+from helpers.experiments import Recorded, both_names
 from helpers.learners import LossDescent
 from helpers.losses import LearnedLoss
 from helpers.models import MLP, Params, stacked
@@ -457,8 +457,7 @@ class ModelFreeTraining:
         to.
         """
         e = self.experiment
-        spot = self.spot_check(theta)
-        metrics = {name.removeprefix("spot_"): value for name, value in spot.items()} | spot
+        metrics = both_names(self.spot_check(theta))
         if importlib.util.find_spec("stable_baselines3"):
             metrics |= self._ppo()
         headline = f"ml3_return_{e.updates}"

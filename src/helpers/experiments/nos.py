@@ -6,8 +6,10 @@ Source: Bello, Zoph, Vasudevan and Le (2017), sections 4 and 5.1. No search code
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from helpers import runtime
 from helpers.evaluation import Interval, interval, over_seeds
-from helpers.experiments import Recorded, part
+from helpers.experiments import Recorded, both_names, part
 from helpers.learners import CARRIED
 from helpers.models import ConvNet, Params, below, stacked
 from helpers.optimizers.language import Expression, grammar, parse
@@ -74,9 +76,7 @@ def data_provenance(data: str) -> dict[str, Any]:
         return digits.provenance("digits")
     from helpers.tasks import cifar10
 
-    keep = ("data", "sha256")
-    parts = {split: cifar10.load(split).provenance for split in ("train", "test")}
-    return {"data": parts["train"]["data"]} | {f"{split}_{keep[1]}": parts[split][keep[1]] for split in parts}
+    return {"data": "cifar10"} | {f"{split}_sha256": cifar10.digest(split) for split in ("train", "test")}
 
 
 def child(size: int, channels: int, filters: int = 32) -> ConvNet:
@@ -227,7 +227,7 @@ class SearchRun:
         gradient = {LOG + name: theta[LOG + name] - value for name, value in log.items()}
         pieces = []
         for search in range(s.searches):
-            params = {name: value[search] for name, value in part(theta, "controller").items()}
+            params = _controller(theta, search)
             batch = encoded(grammar(s.depth), sequences(log["tokens"][number, search]))
             advantage = log["reward"][number, search] - log["baseline"][number, search]
             old = log["log_probability"][number, search]
@@ -241,7 +241,7 @@ class SearchRun:
         if self.cache is None:
             self.cache = remembered(s, log)
         proposed = []
-        uniform = {name: torch.zeros_like(value[0]) for name, value in part(theta, "controller").items()}
+        uniform = {name: torch.zeros_like(value) for name, value in _controller(theta, 0).items()}
         for method in METHODS:
             for search in range(s.searches):
                 arm = len(proposed)
@@ -250,8 +250,7 @@ class SearchRun:
                     history = list(zip(earlier, log["reward"][:number, arm].flatten().tolist(), strict=True))
                     new = Evolution(s.population, s.tournament).propose(words, history, s.proposals, generator)
                 else:
-                    own = {name: value[search] for name, value in part(theta, "controller").items()}
-                    params = own if method == "controller" else uniform
+                    params = _controller(theta, search) if method == "controller" else uniform
                     new = s.controller().sample(params, words, s.proposals, generator)
                     with torch.no_grad():
                         log_probability, _ = s.controller().log_probabilities(params, encoded(words, new))
@@ -283,48 +282,43 @@ class SearchRun:
         """Rewards by method over the searches; children; and the best rules, trained again."""
         rows = table(self.search, theta)
         rounds = 1 + max(row["round"] for row in rows)
-        late = rounds - max(1, round(self.search.late * rounds))
+        late, searches = rounds - max(1, round(self.search.late * rounds)), range(self.search.searches)
         metrics: dict[str, Interval] = {}
-
-        def each(method: str, choose) -> Tensor:
-            values = []
-            for search in range(self.search.searches):
-                own = [row for row in rows if (row["method"], row["search"]) == (method, search)]
-                chosen = [row["reward"] for row in own if choose(row)]
-                values.append(sum(chosen) / len(chosen))
-            return torch.tensor(values)
-
         for method in METHODS:
-            metrics[f"{method}_late_reward"] = over_seeds(each(method, lambda row: row["round"] >= late))
-            metrics[f"{method}_reward"] = over_seeds(each(method, lambda row: True))
-            metrics[f"{method}_early_reward"] = over_seeds(each(method, lambda row: row["round"] < rounds - late))
-            metrics[f"{method}_best"] = over_seeds(self._best(rows, method))
+            own = [[row for row in rows if (row["method"], row["search"]) == (method, search)] for search in searches]
+            for name, choose in (
+                ("late_reward", lambda some: [row for row in some if row["round"] >= late]),
+                ("reward", lambda some: some),
+                ("early_reward", lambda some: [row for row in some if row["round"] < rounds - late]),
+                ("best", lambda some: best(some, 10)),
+            ):
+                metrics[f"{method}_{name}"] = over_seeds(
+                    torch.tensor([fmean(row["reward"] for row in choose(some)) for some in own])
+                )
         trained = {row["rule"] for row in rows}
         metrics["children"] = Interval(float(len(trained)), math.nan, 1)
         metrics["proposals"] = Interval(float(len(rows)), math.nan, 1)
         metrics["duplicates"] = Interval(1 - len(trained) / len(rows), math.nan, len(rows))
         metrics["seconds_per_child"] = interval(torch.tensor([row["seconds"] for row in rows if row["seconds"]]))
-        again = self.spot_check(theta)
-        return metrics | again | {name.removeprefix("spot_"): value for name, value in again.items()}
-
-    def _best(self, rows: list[dict[str, Any]], method: str, count: int = 10) -> Tensor:
-        """Mean reward of the ten best different rules of each search."""
-        values = []
-        for search in range(self.search.searches):
-            known = {row["rule"]: row["reward"] for row in rows if (row["method"], row["search"]) == (method, search)}
-            best = sorted(known.values(), reverse=True)[:count]
-            values.append(sum(best) / len(best))
-        return torch.tensor(values)
+        return metrics | both_names(self._again(rows))
 
     def spot_check(self, theta: Params) -> dict[str, Interval]:
         """The best rules of the log trained once more, as the search did."""
-        rules = [parse(row["rule"]) for row in best(table(self.search, theta), self.search.recheck)]
+        return self._again(table(self.search, theta))
+
+    def _again(self, rows: list[dict[str, Any]]) -> dict[str, Interval]:
+        rules = [parse(row["rule"]) for row in best(rows, self.search.recheck)]
         again = self.population.rewards(rules, self.search.children.epochs, hopeless=self.search.children.hopeless)
         return {"spot_again_reward": interval(torch.tensor([outcome.reward for outcome in again]))}
 
     def table(self, theta: Params) -> list[dict[str, Any]]:
         """See :func:`table`."""
         return table(self.search, theta)
+
+
+def _controller(theta: Params, search: int) -> Params:
+    """The parameters of one search's controller."""
+    return {name: value[search] for name, value in part(theta, "controller").items()}
 
 
 def on_cpu(generator: torch.Generator) -> torch.Generator:
@@ -339,16 +333,20 @@ def sequences(tokens: Tensor) -> list[list[int]]:
     return [[int(token) for token in row if token >= 0] for row in tokens.tolist()]
 
 
-def remembered(search: Search, log: dict[str, Tensor]) -> dict[Expression, Outcome]:
-    """The cache that belongs to a log."""
-    words, cache = grammar(search.depth), {}
+def proposals(search: Search, log: dict[str, Tensor]) -> Iterator[tuple[tuple[int, int, int], list[int]]]:
+    """Everything that was proposed so far: where it stands in the log (round, arm, number), and its tokens."""
     for number in range(math.ceil(int(log["done"]) / search.ppo_steps)):
         for arm in range(log["reward"].shape[1]):
             for i, tokens in enumerate(sequences(log["tokens"][number, arm])):
-                at = number, arm, i
-                status = STATUS[int(log["status"][at])]
-                outcome = Outcome(log["reward"][at].item(), log["rate"][at].item(), (), status, 0.0)
-                cache.setdefault(words.rule(tokens), outcome)
+                yield (number, arm, i), tokens
+
+
+def remembered(search: Search, log: dict[str, Tensor]) -> dict[Expression, Outcome]:
+    """The cache that belongs to a log."""
+    words, cache = grammar(search.depth), {}
+    for at, tokens in proposals(search, log):
+        outcome = Outcome(log["reward"][at].item(), log["rate"][at].item(), (), STATUS[int(log["status"][at])], 0.0)
+        cache.setdefault(words.rule(tokens), outcome)
     return cache
 
 
@@ -357,19 +355,18 @@ def table(search: Search, theta: Params) -> list[dict[str, Any]]:
     ``rate``, ``status`` and ``seconds`` (0 where the cache had the answer)."""
     log, words, rows = below(theta, LOG), grammar(search.depth), []
     names: dict[tuple[int, ...], str] = {}
-    for number in range(math.ceil(int(log["done"]) / search.ppo_steps)):
-        for arm in range(log["reward"].shape[1]):
-            method, which = METHODS[arm // search.searches], arm % search.searches
-            for i, tokens in enumerate(sequences(log["tokens"][number, arm])):
-                at, key = (number, arm, i), tuple(tokens)
-                names.setdefault(key, str(words.rule(tokens)) if key not in names else "")
-                rows.append(
-                    {
-                        "round": number, "method": method, "search": which, "rule": names[key],
-                        "reward": round(log["reward"][at].item(), 6), "rate": float(f"{log['rate'][at].item():.3g}"),
-                        "status": STATUS[int(log["status"][at])], "seconds": round(log["seconds"][at].item(), 4),
-                    }
-                )  # fmt: skip
+    for at, tokens in proposals(search, log):
+        number, arm, _ = at
+        if (key := tuple(tokens)) not in names:
+            names[key] = str(words.rule(tokens))
+        rows.append(
+            {
+                "round": number, "method": METHODS[arm // search.searches], "search": arm % search.searches,
+                "rule": names[key], "reward": round(log["reward"][at].item(), 6),
+                "rate": float(f"{log['rate'][at].item():.3g}"), "status": STATUS[int(log["status"][at])],
+                "seconds": round(log["seconds"][at].item(), 4),
+            }
+        )  # fmt: skip
     return rows
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from helpers import losses, records
 from helpers.evaluation import Interval, interval, over_seeds
-from helpers.experiments import Recorded
+from helpers.experiments import Recorded, both_names
 from helpers.experiments.nos import best, child, data_provenance, images
 from helpers.learners import CARRIED
 from helpers.models import Params, WideResNet, below
@@ -193,8 +193,7 @@ class TransferRun:
                     metrics[f"{labels[i]}_over_{reference}"] = over_seeds(difference)
             metrics[f"{labels[i]}_rate"] = Interval(results["rates"][i].item(), math.nan, 1)
             metrics[f"{labels[i]}_bytes"] = Interval(state_bytes(self.transfer.entries[i][1]), math.nan, 1)
-        again = self.spot_check(theta)
-        return metrics | again | {name.removeprefix("spot_"): value for name, value in again.items()}
+        return metrics | both_names(self.spot_check(theta))
 
     def spot_check(self, theta: Params) -> dict[str, Interval]:
         """The first rule trained for one epoch from the first start once more; interval over the test minibatches."""

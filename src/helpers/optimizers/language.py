@@ -189,10 +189,10 @@ def _text(x: Expression, binding: int) -> str:
     """Text that may stand beside an operator of strength ``binding``: 1 sum, 2 product, 3 minus or second factor."""
     if not x.args:
         strength, out = (2 if "*w" in x.op else 4), x.op
+    elif x.op == "neg":
+        strength, out = 2, f"-{_text(x.args[0], 3)}"
     elif x.op in UNARY:
-        strength, out = (
-            (2, f"-{_text(x.args[0], 3)}") if x.op == "neg" else (4, UNARY[x.op].format(_text(x.args[0], 0)))
-        )
+        strength, out = 4, UNARY[x.op].format(_text(x.args[0], 0))
     else:
         strength = 1 if x.op in ("add", "sub") else 2
         out = f"{_text(x.args[0], strength)}{_spaced(x.op)}{_text(x.args[1], strength + 1)}"

@@ -285,6 +285,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             raise UserError("a schedule of the sign term needs the number of steps: pass steps=…")
         self.rule = parse(rule) if isinstance(rule, str) else rule
         self.settings, self.schedule, self.steps, self.seed = settings, schedule, steps, seed
+        self._slots = slots(self.rule)
         self._random: dict[torch.device, torch.Generator] = {}
         super().__init__(params, {"lr": lr})
 
@@ -303,17 +304,21 @@ class RuleOptimizer(torch.optim.Optimizer):
                 if not state:
                     state["step"] = 0
                     state |= remembered(self.rule, w)
-                    self.state[w] = state
                 state["step"] += 1
                 t = state["step"]
                 scale = decay(self.schedule, t - 1, self.steps) if self.schedule else 1.0
-                memory = {slot: state[slot] for slot in slots(self.rule)}
-                random = self._random.setdefault(w.device, generator(self.seed, w.device))
+                memory = {slot: state[slot] for slot in self._slots}
+                if w.device not in self._random:
+                    self._random[w.device] = generator(self.seed, w.device)
+                random = self._random[w.device]
                 update, memory = step(self.rule, w.grad, w, memory, t, self.settings, random, scale)
                 w.sub_(group["lr"] * update)
                 state |= memory
         return loss
 
+
+POWERSIGN = "g*exp(sign(g)*sign(m))"
+ADDSIGN = "g*(1 + sign(g)*sign(m))"
 
 # The rules of Table 1 by the text of their formula, in the paper's order; and the optimisers above them.
 BASELINES: dict[str, str] = {"SGD": "g", "Momentum": "momentum", "Adam": "adam", "RMSProp": "rmsprop"}
@@ -321,7 +326,7 @@ PAPER_RULES: tuple[str, ...] = (
     "(exp(sign(g)*sign(m)) + clip(g, 1e-4))*g",
     "clip(m, 1e-4)*exp(v)",
     "m*exp(v)",
-    "g*exp(sign(g)*sign(m))",
+    POWERSIGN,
     "drop(g, 0.3)*exp(sign(g)*sign(m))",
     "m*exp(g**2)",
     "drop(m, 0.1)/exp(g**2)",
@@ -335,8 +340,6 @@ PAPER_RULES: tuple[str, ...] = (
     "exp(g) - exp(m)",
     "drop(m, 0.3)*exp(1e-3*w)",
 )
-POWERSIGN = "g*exp(sign(g)*sign(m))"
-ADDSIGN = "g*(1 + sign(g)*sign(m))"
 
 
 def state_bytes(rule: Expression | str, parameters: int = 1_000) -> float:

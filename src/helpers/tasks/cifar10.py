@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from helpers.runtime import UserError, generator
-from helpers.tasks.images import Files, import_torchvision, read_bytes
+from helpers.tasks.images import Files, import_torchvision, read_bytes, sha256
 
 __all__ = ["CLASSES", "Labelled", "balanced", "fetch", "find", "load"]
 
@@ -93,6 +93,18 @@ def load(split: str, size: int = SIZE, folder: Path | str | None = None, downloa
     return Labelled(
         torch.from_numpy(images.reshape(-1, 3, size, size)), torch.from_numpy(labels.reshape(-1)), provenance
     )
+
+
+def digest(split: str, folder: Path | str | None = None) -> str:
+    """The digest that the provenance of ``load(split)`` has, without decoding the images.
+
+    Raises:
+        UserError: for an unknown split, or when the files are neither there nor to be had.
+    """
+    if split not in PARTS:
+        raise UserError(f"CIFAR-10 has no split {split!r}: choose one of {', '.join(PARTS)}")
+    place = FILES.find_or_fetch(folder, fetch if folder is None else None)
+    return sha256(*(read_bytes(place / name) for name in PARTS[split]))
 
 
 def balanced(data: Labelled, per_class: int, seed: int, skip: int = 0) -> Labelled:

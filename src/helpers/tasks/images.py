@@ -8,7 +8,8 @@ import os
 import socket
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -59,6 +60,31 @@ def data_folders() -> list[Path]:
     return ([Path(named).expanduser().resolve()] if named else []) + [root() / "data" / "raw"]
 
 
+@contextmanager
+def downloading(title: str, target: Path, remedy: str) -> Iterator[Path]:
+    """A temporary folder beside ``target`` to download to; move from there what is complete.
+
+    Args:
+        title: the data set's name in messages.
+        target: where the files are to lie in the end.
+        remedy: what to do where it fails.
+
+    Raises:
+        UserError: when the download fails. Nothing is then left that looks complete.
+    """
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # seconds; torchvision sets none, and a silent network would block for ever
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as temporary:
+            yield Path(temporary)
+    # urllib's errors are OSErrors; torchvision raises RuntimeError for a wrong checksum.
+    except (OSError, RuntimeError, EOFError, HTTPException, zipfile.BadZipFile) as error:
+        raise UserError(f"{title} could not be downloaded to {target} ({error}): {remedy}") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
 @dataclass(frozen=True)
 class Files:
     """The files that a data set consists of: where they lie, how they get there, and what to tell the reader.
@@ -93,20 +119,11 @@ class Files:
             UserError: when the download fails.
         """
         target = self._home()
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(30)  # seconds; torchvision sets none, and a silent network would block for ever
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as temporary:
-                download(temporary)
-                target.mkdir(exist_ok=True)
-                for name in self.names:  # moved whole: an interrupted download leaves nothing that looks complete
-                    os.replace(Path(temporary) / self.subfolder / name, target / name)
-        # urllib's errors are OSErrors; torchvision raises RuntimeError for a wrong checksum.
-        except (OSError, RuntimeError, EOFError, HTTPException) as error:
-            raise UserError(f"{self.title} could not be downloaded to {target} ({error}): {self._where()}") from error
-        finally:
-            socket.setdefaulttimeout(timeout)
+        with downloading(self.title, target, self._where()) as temporary:
+            download(str(temporary))
+            target.mkdir(exist_ok=True)
+            for name in self.names:  # moved whole: an interrupted download leaves nothing that looks complete
+                os.replace(temporary / self.subfolder / name, target / name)
         return target
 
     def find_or_fetch(self, folder: Path | str | None, fetch: Callable[[], Path] | None) -> Path:

@@ -21,13 +21,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from helpers.runtime import UserError, ensure_writable, only_one, write_atomically
 from helpers.tasks import jets
@@ -336,7 +336,7 @@ def make(
         raise UserError("there must be at least one sample of jets, and none twice")
     fillings = [_Filling(sample) for sample in samples]
     total = sum(sample.per_window for sample in samples) * (len(WINDOWS) - 1)
-    with _bar(total, progress) as bar:
+    with tqdm(total=total, unit=" jets", desc="jets", smoothing=0.05, disable=not progress) as bar:
         _fill(fillings, workers or os.cpu_count() or 1, bar.update)
     columns = [{name: np.concatenate([part[name] for part in f.parts]) for name in f.parts[0]} for f in fillings]
     arrays = {name: np.concatenate([column[name] for column in columns]) for name in columns[0]}
@@ -384,19 +384,6 @@ def _quiet() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _bar(total: int, progress: bool):
-    if progress:
-        from tqdm import tqdm
-
-        return tqdm(total=total, unit=" jets", desc="jets", smoothing=0.05)
-
-    class Silent:
-        def update(self, count: int) -> None:
-            pass
-
-    return nullcontext(Silent())
 
 
 def _header(fillings: list[_Filling]) -> dict[str, Any]:

@@ -15,9 +15,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from helpers.tasks import images as shared
 from helpers.tasks.images import (
     ImageClasses,
     data_folders,
+    downloading,
     hashed_order,
     import_torchvision,
     read_cache,
@@ -127,24 +125,13 @@ def fetch() -> Path:
     """
     target = root() / "data" / "raw" / "omniglot-py"
     datasets = import_torchvision().datasets
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # seconds; torchvision sets none, and a silent network would block for ever
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix="omniglot-download-") as temporary:
-            for background in (True, False):
-                datasets.Omniglot(temporary, background=background, download=True)
-            target.mkdir(exist_ok=True)
-            for part in PARTS:
-                shutil.rmtree(target / part, ignore_errors=True)
-                os.replace(Path(temporary) / "omniglot-py" / part, target / part)
-    # urllib's errors are OSErrors; torchvision raises RuntimeError for a wrong checksum.
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"Omniglot could not be downloaded to {target} ({error}): run `{COMMAND}` where there is a network"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
+    with downloading("Omniglot", target, f"run `{COMMAND}` where there is a network") as temporary:
+        for background in (True, False):
+            datasets.Omniglot(str(temporary), background=background, download=True)
+        target.mkdir(exist_ok=True)
+        for part in PARTS:
+            shutil.rmtree(target / part, ignore_errors=True)
+            os.replace(temporary / "omniglot-py" / part, target / part)
     return target
 
 
