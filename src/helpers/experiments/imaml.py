@@ -67,11 +67,11 @@ class Omniglot(OnOmniglot):
     damping: float = 1.0
     newton_cg_steps: int = 5
     meta_batch: int = 8
-    iterations: int = 46_000
+    iterations: int = 64_000
     outer_rate: float = 1e-3
     outer_rate_final: float = 0.0
     outer_rate_hold: int = 5_000
-    outer_rate_restarts: tuple[int, ...] = (12_000, 17_000, 30_000)
+    outer_rate_restarts: tuple[int, ...] = (12_000, 17_000, 30_000, 46_000)
     seed: int = 0
     test_tasks: int = 600
     test_steps: tuple[int, ...] = (4, 16, 50)
