@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import test_jets
 import test_training
 import torch
 
@@ -80,6 +81,10 @@ def train(capsys, *words: str) -> tuple[int, str, str]:
         (["check", "everything"], "there is no tier 'everything'; the tiers are unit"),
         (["bench"], "bench.py is missing: run this from a complete checkout"),
         (["data", "imagenet"], "invalid choice: 'imagenet'"),
+        (["data", "omniglot", "--jets", "20"], "--jets is a number of jets to simulate: it does not go with omniglot"),
+        (["data", "jets", "--jets", "0"], "'0' is not a whole number of at least 1"),
+        (["data", "jets", "--jets", "19"], "at least 20, not 19"),
+        (["data", "jets"], "jets.npz is missing: restore it from the repository or make it again with `metabook data"),
         pytest.param(["train", "first", "--device", "cuda"], "device=cuda was asked for, but", marks=WITHOUT_GPU),
         pytest.param(["run", "-p", "device=cuda"], "device=cuda was asked for, but", marks=WITHOUT_GPU),
     ],
@@ -203,6 +208,56 @@ def test_data_prints_the_counts_of_labelled_images(project, capsys, monkeypatch)
         "cifar10 train: 10 classes × 2 images of 32×32 pixels in colour", "  sha256 traintrain",
         "cifar10 test: 10 classes × 2 images of 32×32 pixels in colour", "  sha256 testtest",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def jet_file(project):
+    """A few jets, where the shipped file would be."""
+    from helpers.tasks import jets
+
+    (project / "data").mkdir(exist_ok=True)
+    jets.home().write_bytes(jets.pack(test_jets.arrays(), {"samples": []}))
+    return jets.load().header["sha256"]
+
+
+JETS = [
+    f"jets {split}: {process} with {shower}, 40 + 40 + 40 + 40 + 40 jets"
+    for process, shower, split in (
+        ("W", "fsr-half", "train"), ("QCD", "fsr-half", "train"), ("W", "fsr-one", "train"),
+        ("QCD", "fsr-one", "train"), ("W", "monash", "test"), ("QCD", "monash", "test"),
+    )
+]  # fmt: skip
+
+
+def test_data_prints_the_counts_of_jets(jet_file, capsys, monkeypatch):
+    from helpers.tasks import jet_simulation
+
+    monkeypatch.setattr(jet_simulation, "generate", lambda *_: pytest.fail("nothing is to be simulated"))
+    status, out, err = call(capsys, "data", "jets")
+    assert (status, err) == (0, "") and out.splitlines() == [*JETS, f"  sha256 {jet_file}"]
+
+
+def test_jets_are_simulated_where_a_number_is_given(jet_file, capsys, monkeypatch):
+    from helpers.tasks import jet_simulation
+
+    asked = []
+    monkeypatch.setattr(jet_simulation, "generate", asked.append)
+    assert call(capsys, "data", "jets", "--jets", "40")[1].splitlines() == [*JETS, f"  sha256 {jet_file}"]
+    assert asked == [40]
+
+
+def test_without_pythia_one_sentence_says_what_to_install(jet_file, capsys, monkeypatch):
+    from helpers.tasks import jet_simulation, jets
+
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(jet_simulation, "import_module", missing)
+    before = jets.home().read_bytes()
+    status, out, err = call(capsys, "data", "jets", "--jets", "20")
+    assert (status, out) == (2, "") and err.startswith("metabook: ") and err.count("\n") == 1
+    assert "needs Pythia 8 and FastJet: `pip install pythia8mc==8.317.2 fastjet awkward`" in err
+    assert jets.home().read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,18 @@ import math
 
 import pytest
 import torch
+from torch.func import vmap
 
 from helpers import losses
-from helpers.evaluation import Interval, adaptation_curve, interval, one_by_one, over_seeds
+from helpers.evaluation import (
+    Interval,
+    adaptation_curve,
+    auc,
+    background_efficiency,
+    interval,
+    one_by_one,
+    over_seeds,
+)
 from helpers.learners import GradientDescent
 from helpers.models import MLP, ConvNet
 from helpers.runtime import UserError, generator
@@ -109,3 +118,66 @@ def test_evaluation_repeats_itself():
     learner, theta, tasks = few_shot()
     first, again = (adaptation_curve(learner, theta, tasks, (0, 1), losses.accuracy) for _ in range(2))
     assert torch.equal(first, again)
+
+
+# ---------------------------------------- ranking
+
+
+def scores(ties, seed=0, n=60, m=45):
+    """Of background and of signal, which is larger by one deviation; with ties in steps of a half."""
+    draws = generator(seed)
+    background, signal = (torch.randn(size, generator=draws, dtype=torch.float64) for size in (n, m))
+    return tuple((2 * part).round() / 2 if ties else part for part in (background, signal + 1))
+
+
+def curve_of(background, signal):
+    """All points of the ROC curve, as scikit-learn has it."""
+    from sklearn.metrics import roc_curve
+
+    labels = [0] * len(background) + [1] * len(signal)
+    return roc_curve(labels, torch.cat([background, signal]).numpy(), drop_intermediate=False)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_area_under_the_curve_is_scikit_learns(ties):
+    from sklearn.metrics import roc_auc_score
+
+    background, signal = scores(ties)
+    labels = [0] * len(background) + [1] * len(signal)
+    expected = roc_auc_score(labels, torch.cat([background, signal]).numpy())
+    assert auc(background, signal).item() == pytest.approx(expected, rel=1e-12)
+    assert auc(signal, background).item() == pytest.approx(1 - expected, rel=1e-12)
+    assert auc(background.float(), signal.float()).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_area_under_the_curve_by_hand():
+    """Of the six pairs 3 > 1, 3 > 2 and 2 > 1 are in order, 2 = 2 counts half, and 0 is below both."""
+    assert auc(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 2.0, 3.0])).item() == pytest.approx(3.5 / 6)
+    assert auc(torch.zeros(4), torch.ones(3)) == 1 and auc(torch.zeros(4), torch.zeros(3)) == 0.5
+
+
+@pytest.mark.parametrize("efficiency", [0.2, 0.4, 0.6, 1.0])  # of 45: whole numbers
+@pytest.mark.parametrize("ties", [False, True])
+def test_background_efficiency_is_scikit_learns(ties, efficiency):
+    background, signal = scores(ties)
+    false, true, _ = curve_of(background, signal)
+    expected = false[(true >= efficiency - 1e-9).argmax()]  # the first threshold that lets enough pass
+    found = background_efficiency(background, signal, efficiency).item()
+    assert found == pytest.approx(max(expected, 1 / len(background)), rel=1e-12)
+
+
+def test_background_efficiency_is_never_below_one_of_them():
+    background, signal = torch.arange(8.0), torch.arange(10.0, 20.0)
+    for efficiency in (0.01, 0.3, 0.5, 1.0):
+        assert background_efficiency(background, signal, efficiency).item() == 1 / 8
+    assert background_efficiency(background, signal - 10, 0.5).item() == 3 / 8  # 5, 6 and 7 pass
+    assert background_efficiency(background, torch.full((10,), 7.0)).item() == 1 / 8  # what equals the threshold passes
+    assert background_efficiency(background, torch.full((10,), -1.0)) == 1
+
+
+def test_ranking_of_many_is_that_of_each():
+    drawn = [scores(ties, seed) for ties in (False, True) for seed in (1, 2)]
+    background, signal = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+    for function in (auc, background_efficiency, lambda *pair: background_efficiency(*pair, 0.3)):
+        expected = torch.stack([function(*pair) for pair in drawn])
+        assert torch.equal(vmap(function)(background, signal), expected) and len(expected.unique()) > 1

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from test_metagradients import central_differences, error, objective
 from torch.nn import functional
 
-from helpers.models import EPSILON, MLP, ConvNet, normalize, patches
+from helpers import losses
+from helpers.learners import GradientDescent
+from helpers.metagradients import maml
+from helpers.models import EPSILON, MLP, ConvNet, DeepSets, normalize, patches
 from helpers.runtime import UserError, generator
+from helpers.tasks import Examples, Tasks
 
 MODELS = {
     "mlp": (MLP((3, 8, 7, 2)), (3,)),
@@ -140,3 +146,101 @@ def test_images_of_a_wrong_shape_are_refused(shape):
     model = ConvNet(5)
     with pytest.raises(UserError, match=r"this network takes images \[n, 1, height, width\], not"):
         model(model.init(generator(0)), torch.zeros(shape))
+
+
+# ---------------------------------------- taggers: nothing is judged together
+
+IMAGES = ConvNet(3, filters=2, blocks=2, head_scale=None, flatten=True, size=5, norm=False)
+
+
+def scattered(model, seed=0):
+    """Parameters in float64, also the biases away from 0."""
+    params = model.init(generator(seed), torch.float64)
+    return {key: value + 0.3 * normal(*value.shape, seed=i) for i, (key, value) in enumerate(params.items())}
+
+
+def jets(*shape, seed=0):
+    """Shares of pT that sum to 1, and positions: ``[*shape, 3]``."""
+    x = normal(*shape, 3, seed=seed)
+    return torch.cat([x[..., :1].softmax(-2), x[..., 1:]], -1)
+
+
+def test_without_normalisation_every_image_is_judged_by_itself():
+    x = normal(6, 1, 9, 8)
+    for norm in (False, True):
+        model = ConvNet(3, filters=4, blocks=2, norm=norm)
+        params = scattered(model)
+        apart = torch.cat([model(params, one[None]) for one in x])
+        assert torch.allclose(model(params, x), apart, rtol=1e-12, atol=1e-12) != norm
+
+
+def test_without_normalisation_shifts_are_adapted_biases():
+    params, x = scattered(IMAGES), normal(4, 1, 5, 5, seed=1)
+    assert all(IMAGES.adapts(key) for key in params) and {"norm1.shift", "norm2.shift"} <= params.keys()
+    hidden = x
+    for block in (1, 2):  # 5 → 3 → 2 pixels: a line of zeros on every side
+        weight, bias = params[f"conv{block}.weight"].permute(3, 2, 0, 1), params[f"norm{block}.shift"]
+        hidden = functional.conv2d(hidden, weight, bias, stride=2, padding=1).relu()
+    reference = hidden.movedim(1, -1).flatten(1) @ params["head.weight"] + params["head.bias"]
+    torch.testing.assert_close(IMAGES(params, x), reference, rtol=1e-12, atol=1e-12)
+
+
+def test_shapes_of_a_network_of_sets():
+    params = DeepSets(3, hidden=5).init(generator(0))
+    assert {key: tuple(value.shape) for key, value in params.items()} == {
+        "each.linear1.weight": (2, 5), "each.linear1.bias": (5,),
+        "each.linear2.weight": (5, 5), "each.linear2.bias": (5,),
+        "all.linear1.weight": (5, 5), "all.linear1.bias": (5,),
+        "all.linear2.weight": (5, 3), "all.linear2.bias": (3,),
+    }  # fmt: skip
+    assert all(DeepSets().adapts(key) for key in params)
+    for particles in (1, 7):
+        assert DeepSets(3, hidden=5)(params, torch.rand(4, particles, 3)).shape == (4, 3)
+    again, other = (DeepSets(3, hidden=5).init(generator(seed)) for seed in (0, 1))
+    assert all(torch.equal(params[key], again[key]) and not torch.equal(params[key], other[key]) for key in params)
+
+
+def test_a_network_of_sets_by_hand():
+    model, x = DeepSets(3, hidden=4), jets(5, 6)
+    params = scattered(model)
+
+    def layer(name, values):
+        return values @ params[f"{name}.weight"] + params[f"{name}.bias"]
+
+    for jet, found in zip(x, model(params, x), strict=True):
+        mean = sum(one[0] * layer("each.linear2", layer("each.linear1", one[1:]).relu()).relu() for one in jet)
+        torch.testing.assert_close(found, layer("all.linear2", layer("all.linear1", mean).relu()))
+
+
+def test_order_empty_slots_and_splitting_change_nothing_in_a_set():
+    model, x = DeepSets(3, hidden=8), jets(5, 6)
+    params = scattered(model)
+    expected = model(params, x)
+
+    def same(changed):
+        return torch.allclose(model(params, changed), expected, rtol=1e-10, atol=1e-12)
+
+    assert same(x[:, torch.randperm(6, generator=generator(1))])
+    empty = torch.cat([torch.zeros(5, 2, 1), 9 * torch.randn(5, 2, 2, generator=generator(2))], -1).double()
+    assert same(torch.cat([x[:, :3], empty, x[:, 3:]], 1))
+    part = torch.tensor([0.3, 1, 1], dtype=torch.float64)
+    rest = torch.tensor([0.7, 1, 1], dtype=torch.float64)
+    assert same(torch.cat([x[:, :1] * part, x[:, 1:], x[:, :1] * rest], 1))
+    for column in range(3):  # and what should matter does
+        moved = x.clone()
+        moved[:, 0, column] += 0.5
+        assert not same(moved)
+    assert len(expected.unique(dim=0)) == 5
+
+
+@pytest.mark.parametrize(
+    "model, draw", [(IMAGES, partial(normal, 3, 6, 1, 5, 5)), (DeepSets(3, hidden=4), partial(jets, 3, 6, 4))],
+    ids=["images", "particles"],
+)  # fmt: skip
+def test_the_meta_gradient_of_a_tagger(model, draw):
+    theta, parts = scattered(model, seed=3), [draw(seed=seed) for seed in (4, 5)]
+    tasks = Tasks(*(Examples(x, torch.arange(3).repeat(3, 2)) for x in parts))
+    learner = GradientDescent(model, losses.cross_entropy, 0.5, 2)
+    gradient, _ = maml(learner, theta, tasks)
+    assert error(gradient, central_differences(lambda t: objective(learner, t, tasks), theta)) <= 1e-6
+    assert error(gradient, maml(learner.with_(first_order=True), theta, tasks)[0]) > 1e-3
