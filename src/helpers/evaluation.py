@@ -62,7 +62,7 @@ def auc(background: Tensor, signal: Tensor) -> Tensor:
 
     Args:
         background: scores ``[n]``.
-        signal: scores ``[m]``. Ties count half.
+        signal: scores ``[m]``. Ties count half. None may be NaN: it is larger than nothing.
     """
     larger, same = signal[:, None] > background, signal[:, None] == background
     return larger.to(signal.dtype).mean() + same.to(signal.dtype).mean() / 2

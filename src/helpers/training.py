@@ -181,8 +181,8 @@ class State:
             self.generator.set_state(tensors["generator"])
             self.iteration, self.seconds = header["iteration"], header["seconds"]
             self.losses, self.curve, self.slices = header["losses"], header["curve"], header["slices"]
-            device = next(iter(self.theta.values())).device
-            dtype = next(iter(self.theta.values())).dtype
+            like = next(iter(self.theta.values()), torch.zeros(0))  # an experiment that only measures has no θ
+            device, dtype = like.device, like.dtype
             self.window = [torch.tensor(loss, dtype=dtype, device=device) for loss in header["window"]]
         except (KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]

@@ -199,7 +199,8 @@ def together(estimator: metagradients.Estimator) -> metagradients.Estimator:
 class Tagging(Recorded):
     """A tagger of W jets that is to work where it was not trained: five of them, from five starts, side by side.
 
-    Every parameter carries a leading seed axis. All methods see the same number of jets in an iteration.
+    Every parameter carries a leading seed axis. With labels all methods see the same number of jets in an iteration;
+    two bags have a few more.
 
     Attributes:
         method: ``"scratch"`` (nothing is learned before the test), ``"pooled"`` (joint training on all domains),
@@ -272,6 +273,10 @@ class Tagging(Recorded):
         inner = self.inner if inner is None else inner
         if inner not in LOSSES:
             raise UserError(f"there is no inner loss {inner!r}: choose one of {', '.join(LOSSES)}")
+        if self.inner != "labels" and self.method in ("pooled", "reptile"):
+            raise UserError(
+                f"{self.method} training is on labels: choose another method for the inner loss {self.inner}"
+            )
         steps = 0 if self.method == "pooled" else self.inner_steps
         settings = (tagger(self.tagger), LOSSES[inner], self.inner_rate, steps)
         match self.method:
@@ -390,10 +395,11 @@ class TaggingTraining:
         """Areas under the ROC curve and background rejections, with intervals over the seeds.
 
         ``auc_{where}_{how}``, ``rejection_{where}_{how}`` (at a signal efficiency of 0.5) and ``rejection30_…`` (of
-        0.3). ``where`` is a domain of :func:`test_domains`, or ``mean`` of the windows; ``how`` is ``none``, before
-        adaptation, or the name of a :class:`Supervision`, with the inner rate and the number of steps that are best on
-        validation tasks (``rate_{how}``, ``steps_{how}``), or ``trained``: as in training, without that choice.
-        ``generous_auc_{how}``, of some of the tasks: with what is best on these test tasks themselves, for each seed.
+        0.3). ``where`` is a domain of :func:`test_domains`, as far as it has enough jets, or, for areas, ``mean`` of
+        the windows. ``how`` is ``none``, before adaptation; or the name of a :class:`Supervision`, with the inner rate
+        and the number of steps that are best on validation tasks (``rate_{how}``, ``steps_{how}``); or ``trained``, as
+        in training, without that choice. ``generous_auc_{how}``, of some of the tasks: with what is best on these test
+        tasks themselves, for each seed.
         """
         e = self.experiment
         metrics = self._named(theta, LABELS[0], "none", e.inner_rate, 0, e.test_draws, 1)
@@ -638,8 +644,8 @@ class CutsMeasured:
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """``auc_{where}_{cut}``, ``rejection_{where}_{cut}`` and ``rejection30_…``; ``cut`` is ``window`` or
-        ``likelihood``, ``where`` a domain of :func:`test_domains`, or ``mean`` of the windows. Intervals are over parts
-        of the test jets."""
+        ``likelihood``, ``where`` a domain of :func:`test_domains`, or, for areas, ``mean`` of the windows. Intervals
+        are over parts of the test jets."""
         ratio, found = self.likelihood(), {}
         for where, some in test_domains().items():
             each = []

@@ -722,6 +722,7 @@ class JetTasks:
         """As :meth:`sample`, of given domains: one task for each position in ``domains``, with ``shots`` if given."""
         support, query = [], []
         shots = self.shots if shots is None else shots
+        _at_least(shots, 1, "the shots of a class")
         for at in chosen:
             if shots > self.shots:
                 self._enough(at, shots + self.queries)
