@@ -149,7 +149,8 @@ def metric(record: Record, name: str = "test_accuracy") -> Interval:
 def progress(record: Record) -> str:
     """How far a record's run got, such as ``20,000 of 60,000 iterations``."""
     done, planned = record["iterations"]["done"], record["iterations"]["planned"]
-    return f"{done:,} iterations" if done == planned else f"{done:,} of {planned:,} iterations"
+    many = "iteration" if planned == 1 else "iterations"
+    return f"{done:,} {many}" if done == planned else f"{done:,} of {planned:,} {many}"
 
 
 @dataclass(frozen=True)
