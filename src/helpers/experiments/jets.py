@@ -700,6 +700,6 @@ def experiments() -> list:
         # At the rate of MAML it does not learn: without second derivatives nothing keeps the curvature fit for it.
         Tagging("jets-fomaml", "fomaml", inner_rate=0.01),
         Tagging("jets-reptile", "reptile", **reptile),
-        # Of particles, since an iteration takes many times as long as one of MAML.
-        Tagging("jets-particles-imaml", "imaml", tagger="particles", inner_steps=10),
+        # Of particles, since an iteration takes many times as long. At MAML's inner rate it does not learn either.
+        Tagging("jets-particles-imaml", "imaml", tagger="particles", inner_rate=0.02, inner_steps=15, strength=10.0),
     ]
