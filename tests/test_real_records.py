@@ -106,6 +106,18 @@ def test_checkpoint_gives_the_record(name):
     assert not wrong, f"measured and recorded: {wrong}"
 
 
+@pytest.mark.parametrize("name", sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz")))
+def test_table_is_that_of_the_checkpoint(name, tmp_path, monkeypatch):
+    try:
+        run = experiments.find(name).setup(torch.device("cpu"), compiled=False)
+    except UserError as error:
+        pytest.skip(f"the data are not here: {error}")
+    committed = records.load_table(name)
+    records.save_table(run.table(training.load_theta(name)), tmp_path / f"{name}.csv.gz")
+    monkeypatch.setattr(records, "folder", lambda: tmp_path)
+    assert records.load_table(name) == committed
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_record_is_consistent(name):
     """What no schema can say: the slices join up to the iterations done, and the history is as long as it should be."""
