@@ -67,6 +67,14 @@ def test_labels_and_pixels_are_where_the_files_have_them(miniature, split, count
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_digest_needs_no_decoding(miniature, split, monkeypatch):
+    expected = cifar10.load(split).provenance["sha256"]
+    monkeypatch.setattr(cifar10, "_records", None)
+    assert cifar10.digest(split) == expected
+    assert "no split" in refused(lambda: cifar10.digest("tset"))
+
+
 @pytest.mark.parametrize("size", [16, 8])
 def test_smaller_images_are_rounded_means_over_squares(miniature, size):
     whole, small = cifar10.load("train"), cifar10.load("train", size)

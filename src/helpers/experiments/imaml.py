@@ -17,7 +17,7 @@ from helpers.experiments import OnOmniglot, Recorded, part
 from helpers.learners import GradientDescent, HessianFree, MinibatchAdam, Proximal
 from helpers.models import ConvNet, Params
 from helpers.solvers import conjugate_gradient
-from helpers.tasks import Examples, FewShot, Tasks, minibatches
+from helpers.tasks import Examples, FewShot, Tasks, minibatches, whole
 from helpers.tasks.images import ImageClasses, hashed_order
 
 TEST_SEED = 20_190_910  # of the test tasks; the same tasks for every experiment and every evaluation
@@ -337,7 +337,7 @@ class ComparisonTraining:
             tasks = self.family.sample(e.meta_batch, draws)
             begin = time.process_time()
             if e.method == "reptile":
-                every = tree_map(lambda *halves: torch.cat(halves, 1), *tasks)
+                every = whole(tasks)
                 tasks = Tasks(minibatches(every, e.reptile_batch, e.inner_steps, draws), tasks.query)
             gradient, query_losses = self.estimator(self.learner, part(theta, str(s)), tasks)
             # The first call records the operations, which is no cost of the method.

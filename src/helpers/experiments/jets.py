@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -19,7 +19,7 @@ from helpers.experiments import Recorded
 from helpers.learners import RATE, GradientDescent, MinibatchDescent, Proximal
 from helpers.models import ConvNet, DeepSets, Model, Params, stacked
 from helpers.runtime import UserError
-from helpers.tasks import Examples, Tasks, jets, minibatches
+from helpers.tasks import Examples, Tasks, jets, minibatches, whole
 from helpers.tasks.jets import Detector, Domain, JetSamples, JetTasks, View
 
 TEST_SEED = 20_171_213  # of the test tasks; the same tasks for every experiment and every evaluation
@@ -34,6 +34,7 @@ TUNING_DETECTOR = Detector(cell=0.1, threshold=0.5, smearing=0.2, dropped=0.02) 
 DATA_DETECTOR = Detector(cell=0.1, threshold=0.5, smearing=0.3)  # of what stands for real data
 WINDOWS = tuple(range(len(jets.WINDOWS) - 1))
 SHARES = (0.2, 0.8)  # of signal in two unlabelled bags
+EDGES = tuple(str(edge) for edge in jets.WINDOWS[:-1])  # the windows' lower ones, as metrics name them
 LOSSES = {"labels": losses.cross_entropy, "proportions": losses.label_proportions, "mixture": losses.mixture}
 
 
@@ -54,7 +55,7 @@ class Supervision(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As metrics are named: ``labels20``, ``proportions64``, ``proportions256_over5``, ``…_drift30_50``."""
+        """As metrics are named: ``labels20``, ``proportions64``, ``proportions64_over5``, ``…_drift30_50``."""
         name = f"{self.kind}{self.size}"
         if self.offset:
             name += f"_{'over' if self.offset > 0 else 'under'}{100 * abs(self.offset):.0f}"
@@ -91,9 +92,7 @@ def test_domains() -> dict[str, tuple[Domain, ...]]:
     """Where taggers are judged: W jets with the tune to data in each window, named by its lower edge; then other
     signals, and W jets with the shower of training and with another one, in all windows (top jets above 400 GeV, where
     they are whole)."""
-    found = {
-        str(jets.WINDOWS[window]): jets.domains(["W"], [window], ["monash"], [DATA_DETECTOR]) for window in WINDOWS
-    }
+    found = {EDGES[window]: jets.domains(["W"], [window], ["monash"], [DATA_DETECTOR]) for window in WINDOWS}
     for name, signal, shower, windows in (
         ("wt", "WT", "monash", WINDOWS),
         ("z", "Z", "monash", WINDOWS),
@@ -123,6 +122,31 @@ def tagger(kind: str) -> Model:
     raise UserError(f"there is no tagger of {kind!r}: use images or particles")
 
 
+def ranking(background: Tensor, signal: Tensor) -> Tensor:
+    """Area under the ROC curve, and the background efficiency at signal efficiencies of 0.5 and 0.3: ``[3]``."""
+    passing = (evaluation.background_efficiency(background, signal, part) for part in (0.5, 0.3))
+    return torch.stack([evaluation.auc(background, signal), *passing])
+
+
+def named(rankings: dict[str, Tensor], how: str, summary: Callable[[Tensor], Interval]) -> dict[str, Interval]:
+    """Metrics of rankings ``[samples, 3]`` by place, with the windows among them: ``auc_{where}_{how}``, also for
+    their ``mean``, ``rejection_{where}_{how}`` and ``rejection30_{where}_{how}``."""
+    mean = torch.stack([rankings[edge] for edge in EDGES]).mean(0)
+    metrics = {f"auc_mean_{how}": summary(mean[:, 0])}
+    for where, values in rankings.items():
+        area, half, third = values.unbind(1)
+        metrics[f"auc_{where}_{how}"] = summary(area)
+        metrics[f"rejection_{where}_{how}"] = summary(1 / half)
+        metrics[f"rejection30_{where}_{how}"] = summary(1 / third)
+    return metrics
+
+
+def best(grid: Sequence[Tensor], rates: Sequence[float], steps: Sequence[int]) -> tuple[float, int]:
+    """The rate and number of steps with the largest entry of ``grid``, ``[len(steps)]`` for each rate."""
+    rate, step = divmod(int(torch.stack(list(grid)).argmax()), len(steps))
+    return rates[rate], steps[step]
+
+
 class Judge:
     """How well adapted taggers rank query jets; its two pieces are recorded once for each shape, whatever the rate.
 
@@ -145,19 +169,18 @@ class Judge:
 
         Returns:
             ``[seeds, T, len(steps), 3]``: area under the ROC curve, and the background efficiency at signal
-            efficiencies of 0.5 and 0.3. Scores that are no numbers count as 0, so a diverged tagger
-            is one that cannot tell anything.
+            efficiencies of 0.5 and 0.3. Scores that are no numbers count as 0, so a diverged tagger is one that cannot
+            tell anything.
         """
         count, seeds = len(tasks.query.y), len(next(iter(theta.values())))
         # As an entry of θ the rate is no constant of the recording.
         moving, _ = learner.split(theta)
         rate = next(iter(theta.values())).new_full((seeds,), learner.rate)
         theta = theta | {RATE + name: rate for name in moving}
-        learner, parts = learner.with_(rate=0.0, steps=1), []
+        learner, start, parts = learner.with_(rate=0.0, steps=1), learner.start(theta), []
         for begin in range(0, count, self.chunk):
             rows = torch.arange(begin, begin + self.chunk).clamp(max=count - 1)  # the last chunk is filled up
             some = tree_map(lambda t, rows=rows: t[rows.to(t.device)], tasks)
-            start = learner.start(theta)
             phi = {n: v[:, None].expand(seeds, self.chunk, *v.shape[1:]).contiguous() for n, v in start.items()}
             done, values = 0, []
             for target in steps:
@@ -180,8 +203,7 @@ def _quality(learner: GradientDescent, phi: Params, x: Tensor) -> Tensor:
     def one(phi: Params, x: Tensor) -> Tensor:
         outputs = learner.model(phi, x)
         background, signal = (outputs[:, 1] - outputs[:, 0]).nan_to_num().view(2, -1)
-        passing = (evaluation.background_efficiency(background, signal, part) for part in (0.5, 0.3))
-        return torch.stack([evaluation.auc(background, signal), *passing])
+        return ranking(background, signal)
 
     return vmap(vmap(one), in_dims=(0, None))(phi, x)
 
@@ -195,8 +217,16 @@ def together(estimator: metagradients.Estimator) -> metagradients.Estimator:
     return run
 
 
+class OnJets(Recorded):
+    """An experiment whose data are the simulated jets."""
+
+    def data(self) -> dict[str, Any]:
+        """Digest of the simulated jets."""
+        return jets.load().provenance
+
+
 @dataclass(frozen=True)
-class Tagging(Recorded):
+class Tagging(OnJets):
     """A tagger of W jets that is to work where it was not trained: five of them, from five starts, side by side.
 
     Every parameter carries a leading seed axis. With labels all methods see the same number of jets in an iteration;
@@ -254,10 +284,6 @@ class Tagging(Recorded):
     evaluate_every: int = 250
     light: bool = True
     paper: str = "jets"
-
-    def data(self) -> dict[str, Any]:
-        """Digest of the simulated jets."""
-        return jets.load().provenance
 
     @property
     def view(self) -> View:
@@ -356,7 +382,7 @@ class TaggingTraining:
         else:
             tasks = self.family.bags(count, e.bag, generator, SHARES)
         if e.method in ("pooled", "reptile"):
-            every = Examples(*(torch.cat(halves, 1) for halves in zip(*tasks, strict=True)))
+            every = whole(tasks)
             tasks = Tasks(tasks.support, every)
             if e.method == "reptile":
                 tasks = Tasks(minibatches(every, e.reptile_batch, e.inner_steps, generator), tasks.query)
@@ -366,9 +392,8 @@ class TaggingTraining:
 
     def chosen(self, draws: int, other: int) -> list[int]:
         """Domains of the test tasks: ``draws`` times each window, ``other`` times each further domain."""
-        windows = {str(edge) for edge in jets.WINDOWS[:-1]}
         return [
-            at for name, some in self.groups.items() for at in some for _ in range(draws if name in windows else other)
+            at for name, some in self.groups.items() for at in some for _ in range(draws if name in EDGES else other)
         ]
 
     def test_tasks(self, supervision: Supervision, draws: int, other: int) -> tuple[Tasks, Tensor]:
@@ -388,8 +413,7 @@ class TaggingTraining:
             self.judge(e.tested(supervision.kind, rate), theta, tasks, e.test_steps)[..., 0].mean((0, 1))
             for rate in e.test_rates
         ]
-        rate, steps = divmod(int(torch.stack(grid).argmax()), len(e.test_steps))
-        return e.test_rates[rate], e.test_steps[steps]
+        return best(grid, e.test_rates, e.test_steps)
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """Areas under the ROC curve and background rejections, with intervals over the seeds.
@@ -403,8 +427,7 @@ class TaggingTraining:
         """
         e = self.experiment
         metrics = self._named(theta, LABELS[0], "none", e.inner_rate, 0, e.test_draws, 1)
-        trained = self.trained
-        metrics |= self._named(theta, trained, "trained", e.inner_rate, e.inner_steps, e.test_draws, 0)
+        metrics |= self._named(theta, self.trained, "trained", e.inner_rate, e.inner_steps, e.test_draws, 0)
         for supervision in e.supervisions():
             rate, steps = self.tuned(theta, supervision)
             metrics |= self._named(theta, supervision, supervision.name, rate, steps, e.test_draws, 1)
@@ -416,8 +439,8 @@ class TaggingTraining:
                     self.judge(e.tested("labels", rate), theta, tasks, e.test_steps)[..., 0].mean(1)
                     for rate in e.test_rates
                 ]
-                best = torch.stack(grid, 1).flatten(1).max(1).values
-                metrics[f"generous_auc_{supervision.name}"] = evaluation.over_seeds(best)
+                highest = torch.stack(grid, 1).flatten(1).max(1).values
+                metrics[f"generous_auc_{supervision.name}"] = evaluation.over_seeds(highest)
             if e.stress and supervision == PROPORTIONS[0]:
                 for other in WRONG + DRIFTED:
                     metrics |= self._named(theta, other, other.name, rate, steps, e.test_draws, 0)
@@ -442,24 +465,16 @@ class TaggingTraining:
     ) -> dict[str, Interval]:
         tasks, domain = self.test_tasks(supervision, draws, other)
         found = self.judge(self.experiment.tested(supervision.kind, rate), theta, tasks, [steps])[:, :, 0]
-        where, metrics = {}, {}
+        where = {}
         for name, some in self.groups.items():
             rows = (domain >= some[0]) & (domain <= some[-1])
             if rows.any():
                 where[name] = found[:, rows].mean(1)
-        windows = torch.stack([where[str(edge)] for edge in jets.WINDOWS[:-1]])
-        where["mean"] = windows.mean(0)
-        for name, values in where.items():
-            area, half, third = values.unbind(1)
-            metrics[f"auc_{name}_{how}"] = evaluation.over_seeds(area)
-            if name != "mean":
-                metrics[f"rejection_{name}_{how}"] = evaluation.over_seeds(1 / half)
-                metrics[f"rejection30_{name}_{how}"] = evaluation.over_seeds(1 / third)
-        return metrics
+        return named(where, how, evaluation.over_seeds)
 
 
 @dataclass(frozen=True)
-class Matrix(Recorded):
+class Matrix(OnJets):
     """Taggers that are trained in one window of pT each and judged in every one, before and after some labels.
 
     θ has a leading axis of windows · seeds taggers, those of the lowest window first.
@@ -494,10 +509,6 @@ class Matrix(Recorded):
     light: bool = True
     paper: str = "jets"
 
-    def data(self) -> dict[str, Any]:
-        """Digest of the simulated jets."""
-        return jets.load().provenance
-
     def setup(self, device: torch.device, compiled: bool) -> MatrixTraining:
         """Read the jets and build the estimator."""
         return MatrixTraining(self, jets.load().to(device), device)
@@ -528,8 +539,8 @@ class MatrixTraining:
     def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
         """The gradient of every tagger's cross-entropy on jets of its window, and its mean."""
         drawn = [family.sample(self.experiment.seeds, generator) for family in self.families]
-        every = [Examples(*(torch.cat(halves, 1) for halves in zip(*tasks, strict=True))) for tasks in drawn]
-        tasks = tree_map(lambda *parts: torch.cat(parts)[:, None], *(Tasks(one, one) for one in every))
+        every = [Tasks(one, one) for one in map(whole, drawn)]
+        tasks = tree_map(lambda *parts: torch.cat(parts)[:, None], *every)
         gradient, values = self.estimator(self.learner, theta, tasks)
         return gradient, values.mean()
 
@@ -555,8 +566,7 @@ class MatrixTraining:
             self.areas(self.tuning, theta, rate, e.test_steps, 2, TEST_SEED + 1)[apart].mean((0, 1))
             for rate in e.test_rates
         ]
-        rate, steps = divmod(int(torch.stack(grid).argmax()), len(e.test_steps))
-        rate, steps = e.test_rates[rate], e.test_steps[steps]
+        rate, steps = best(grid, e.test_rates, e.test_steps)
         both = self.areas(self.test, theta, rate, (0, steps), e.test_draws, TEST_SEED)
         metrics = {}
         for how, found in zip(("none", "labels"), both.unbind(-1), strict=True):
@@ -570,7 +580,7 @@ class MatrixTraining:
 
 
 @dataclass(frozen=True)
-class Cuts(Recorded):
+class Cuts(OnJets):
     """What physicists do without a network: a window in mass and a cut on τ₂₁, and the likelihood ratio of the two.
 
     Nothing is learned from the domain of the test. The likelihoods are histograms of all training jets.
@@ -591,10 +601,6 @@ class Cuts(Recorded):
     seed: int = 0
     evaluate_every: int = 1
     paper: str = "jets"
-
-    def data(self) -> dict[str, Any]:
-        """Digest of the simulated jets."""
-        return jets.load().provenance
 
     def setup(self, device: torch.device, compiled: bool) -> CutsMeasured:
         """Read the jets."""
@@ -646,34 +652,24 @@ class CutsMeasured:
         """``auc_{where}_{cut}``, ``rejection_{where}_{cut}`` and ``rejection30_…``; ``cut`` is ``window`` or
         ``likelihood``, ``where`` a domain of :func:`test_domains`, or, for areas, ``mean`` of the windows. Intervals
         are over parts of the test jets."""
-        ratio, found = self.likelihood(), {}
+        ratio, found = self.likelihood(), {"window": {}, "likelihood": {}}
         for where, some in test_domains().items():
             each = []
             for domain in some:
                 pair = [self.seen(domain, process, "test") for process in ("QCD", domain.signal)]
                 scores = {"window": map(self.cut, pair), "likelihood": (ratio[self.bin(seen)] for seen in pair)}
                 each.append({cut: self._quality(*values) for cut, values in scores.items()})
-            for cut in each[0]:
-                found[where, cut] = torch.stack([one[cut] for one in each]).mean(0)
+            for cut, places in found.items():
+                places[where] = torch.stack([one[cut] for one in each]).mean(0)
         metrics = {}
-        for cut in ("window", "likelihood"):
-            mean = torch.stack([found[str(edge), cut][:, 0] for edge in jets.WINDOWS[:-1]]).mean(0)
-            metrics[f"auc_mean_{cut}"] = evaluation.interval(mean)
-        for (where, cut), values in found.items():
-            area, half, third = values.unbind(1)
-            metrics[f"auc_{where}_{cut}"] = evaluation.interval(area)
-            metrics[f"rejection_{where}_{cut}"] = evaluation.interval(1 / half)
-            metrics[f"rejection30_{where}_{cut}"] = evaluation.interval(1 / third)
+        for cut, places in found.items():
+            metrics |= named(places, cut, evaluation.interval)
         return metrics
 
     def _quality(self, background: Tensor, signal: Tensor) -> Tensor:
-        """As :class:`Judge`, of every part, ``[parts, 3]``."""
-        parts, values = self.experiment.parts, []
-        for part in range(parts):
-            some = background[part::parts].double(), signal[part::parts].double()
-            passing = (evaluation.background_efficiency(*some, share) for share in (0.5, 0.3))
-            values.append(torch.stack([evaluation.auc(*some), *passing]))
-        return torch.stack(values)
+        """The ranking of every part, ``[parts, 3]``."""
+        parts = self.experiment.parts
+        return torch.stack([ranking(background[n::parts].double(), signal[n::parts].double()) for n in range(parts)])
 
 
 def experiments() -> list:

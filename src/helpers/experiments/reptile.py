@@ -16,7 +16,7 @@ from helpers import evaluation, losses, metagradients, runtime
 from helpers.experiments import OnOmniglot, Recorded, part
 from helpers.learners import MinibatchAdam, MinibatchDescent
 from helpers.models import MLP, ConvNet, Params, stacked
-from helpers.tasks import Examples, FewShot, Sinusoids, Tasks, minibatches
+from helpers.tasks import Examples, FewShot, Sinusoids, Tasks, minibatches, whole
 
 TEST_SEED = 20_180_308  # of the test tasks; the same tasks for every experiment and every evaluation
 BLOCK = 100  # test tasks that are drawn at once
@@ -242,7 +242,7 @@ class CombinationsTraining:
         """The ten combinations on the same task, in the units of the inner rate; the loss is the mean of all, each
         measured on the first minibatch after its inner path."""
         e, gradients, all_losses = self.experiment, {}, []
-        examples = tree_map(lambda *halves: torch.cat(halves, 1), *self.family.sample(1, generator))
+        examples = whole(self.family.sample(1, generator))
         batches = minibatches(examples, e.inner_batch, e.longest, generator)
         query = tree_map(lambda t: t[:, 0], batches)
         for kind, weights in self.weights.items():

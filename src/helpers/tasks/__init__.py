@@ -61,6 +61,11 @@ class TaskFamily(Protocol):
         ...
 
 
+def whole(tasks: Tasks) -> Examples:
+    """All examples of each task, those of the support set first."""
+    return Examples(*(torch.cat(halves, 1) for halves in zip(*tasks, strict=True)))
+
+
 def minibatches(
     examples: Examples, size: int, count: int, generator: torch.Generator, replacement: bool = False
 ) -> Examples:
@@ -101,7 +106,7 @@ def minibatches(
 # ``helpers.tasks`` for ``Tasks`` alone stays cheap, and ``episodes`` may import ``Tasks`` from here.
 _HOME = {"FewShot": "episodes", "Sinusoids": "sinusoid"}
 
-__all__ = ["Examples", "FewShot", "Sinusoids", "TaskFamily", "Tasks", "minibatches"]
+__all__ = ["Examples", "FewShot", "Sinusoids", "TaskFamily", "Tasks", "minibatches", "whole"]
 
 
 def __getattr__(name: str):

@@ -21,7 +21,7 @@ from torch.nn import functional
 from helpers.runtime import UserError, generator
 from helpers.tasks.images import Files, import_torchvision, read_bytes, sha256
 
-__all__ = ["CLASSES", "Labelled", "balanced", "fetch", "find", "load"]
+__all__ = ["CLASSES", "Labelled", "balanced", "digest", "fetch", "find", "load"]
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PARTS = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
@@ -69,17 +69,16 @@ def load(split: str, size: int = SIZE, folder: Path | str | None = None, downloa
 
     Source: Krizhevsky (2009), Learning multiple layers of features from tiny images, chapter 3.
     """
-    if split not in PARTS:
-        raise UserError(f"CIFAR-10 has no split {split!r}: choose one of {', '.join(PARTS)}")
+    _known(split)
     if not isinstance(size, int) or size not in (32, 16, 8):
         raise UserError(f"CIFAR-10's images can be 32, 16 or 8 pixels wide, not {size!r}")
     place = FILES.find_or_fetch(folder, fetch if download and folder is None else None)
-    names, digest = PARTS[split], hashlib.sha256()
+    names, content = PARTS[split], hashlib.sha256()
     images = np.empty((len(names), RECORDS, 3, size, size), np.uint8)
     labels = np.empty((len(names), RECORDS), np.int64)
     for i, name in enumerate(names):  # one file in memory at a time
         records = _records(place / name)
-        digest.update(records.data)
+        content.update(records.data)
         labels[i] = records[:, 0]
         _shrink(records[:, 1:].reshape(-1, 3, SIZE, SIZE), images[i])
     each = len(names) * RECORDS // len(CLASSES)
@@ -89,7 +88,7 @@ def load(split: str, size: int = SIZE, folder: Path | str | None = None, downloa
                 f"{', '.join(names)} in {place} are not CIFAR-10's (of class {name} they have {count:,} images, "
                 f"not {each:,}): {FILES.repair(place)}"
             )
-    provenance = {"data": "cifar10", "split": split, "size": size, "sha256": digest.hexdigest()}
+    provenance = {"data": "cifar10", "split": split, "size": size, "sha256": content.hexdigest()}
     return Labelled(
         torch.from_numpy(images.reshape(-1, 3, size, size)), torch.from_numpy(labels.reshape(-1)), provenance
     )
@@ -101,10 +100,14 @@ def digest(split: str, folder: Path | str | None = None) -> str:
     Raises:
         UserError: for an unknown split, or when the files are neither there nor to be had.
     """
-    if split not in PARTS:
-        raise UserError(f"CIFAR-10 has no split {split!r}: choose one of {', '.join(PARTS)}")
+    _known(split)
     place = FILES.find_or_fetch(folder, fetch if folder is None else None)
     return sha256(*(read_bytes(place / name) for name in PARTS[split]))
+
+
+def _known(split: str) -> None:
+    if split not in PARTS:
+        raise UserError(f"CIFAR-10 has no split {split!r}: choose one of {', '.join(PARTS)}")
 
 
 def balanced(data: Labelled, per_class: int, seed: int, skip: int = 0) -> Labelled:
