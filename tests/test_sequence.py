@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from helpers.models import stacked
 from helpers.runtime import UserError, generator
-from helpers.sequence import Seq2Seq, _recurrence, exact_match, greedy, token_accuracy, translation_loss
+from helpers.sequence import Seq2Seq, exact_match, greedy, recurrence, token_accuracy, translation_loss
 from helpers.tasks.numerals import BEGIN, END, PAD, VOCABULARY, decode, encode, english, german
 
 S, T, V = 6, 5, 9  # of the small examples
@@ -46,7 +46,7 @@ def test_cell_is_torchs():
     cell = torch.nn.GRUCell(5, 7, dtype=torch.float64)
     x, state = (torch.randn(3, size, generator=generator(size), dtype=torch.float64) for size in (5, 7))
     contribution = x @ cell.weight_ih.mT + cell.bias_ih
-    ours = _recurrence(contribution[None], cell.weight_hh.mT, cell.bias_hh, state)
+    ours = recurrence(contribution[None], cell.weight_hh.mT, cell.bias_hh, state)
     torch.testing.assert_close(ours[0], cell(x, state), rtol=1e-12, atol=1e-12)
 
 

@@ -99,7 +99,7 @@ def adaptation_curve(
 
     Args:
         theta: meta-parameters.
-        tasks: a batch of T tasks.
+        tasks: a batch of T tasks, which also give the start where the learner wants one.
         steps: increasing numbers of inner steps, from 0.
         metric: ``metric(outputs, y) -> scalar``, such as ``losses.accuracy``.
         transductive: predict all query examples as one batch, so that batch normalisation sees them together (as MAML's
@@ -116,7 +116,7 @@ def adaptation_curve(
         raise UserError(f"the numbers of inner steps must increase from 0, not be {list(steps)}")
 
     def curve(task: Tasks) -> Tensor:
-        phi, done, values = learner.start(theta), 0, []
+        phi, done, values = learner.begin(theta, task), 0, []
         for target in steps:
             for _ in range(target - done):
                 phi = learner.step(theta, phi, task.support)

@@ -11,6 +11,7 @@ from torch.func import grad, vjp, vmap
 
 from helpers.losses import LOSS, LearnedLoss
 from helpers.models import Model, Params, stacked
+from helpers.optimizers.recurrent import RULE, RecurrentRule
 from helpers.runtime import UserError
 from helpers.solvers import conjugate_gradient
 from helpers.tasks import Examples, Started, Tasks
@@ -19,7 +20,8 @@ from helpers.tasks import Examples, Started, Tasks
 RATE = "rate:"  # a learned inner rate
 STRENGTH = "strength:"  # a learned strength of the pull towards θ
 CARRIED = "carried:"  # what an inner optimiser remembers from task to task; an outer step replaces it
-PREFIXES = (RATE, STRENGTH, CARRIED, LOSS)
+STATE = "state:"  # in φ: what a learned rule remembers
+PREFIXES = (RATE, STRENGTH, CARRIED, STATE, LOSS, RULE)
 
 
 def detached(params: Params) -> Params:
@@ -115,7 +117,11 @@ class GradientDescent:
 
     def task_loss(self, theta: Params, task: Tasks) -> Tensor:
         """Query loss after adaptation: the summand of the meta-objective, a scalar for one task."""
-        return self.query_loss(self.adapt(theta, task.support), task.query)
+        return self.query_loss(self.adapt(theta, task.support, start=self.begin(theta, task)), task.query)
+
+    def begin(self, theta: Params, task: Tasks) -> Params:
+        """Where the inner loop begins on a task: for this learner it is the same for all."""
+        return self.start(theta)
 
     def with_(self, **changes) -> GradientDescent:
         """A copy with some attributes changed, such as ``steps=10``."""
@@ -310,17 +316,71 @@ class HessianFree(Proximal):
 
 
 @dataclass(frozen=True)
-class LossDescent(GradientDescent):
-    """Gradient descent on a learned loss, the learner of ML3: θ is not where it begins but what it descends.
+class LearnedDescent(GradientDescent):
+    """A descent whose loss, rule and start may each be learned: three boxes of the machine, three arguments.
 
-    ``loss`` is the task's own loss. It is measured on the query set, at meta-training only; the inner loop sees the
-    learned one alone. Where the inner loop begins is given with each task (:class:`~helpers.tasks.Started`); or learned
-    too, with ``learn_start``, and then part of θ.
+    Where the start is not learned it is given with each task (:class:`~helpers.tasks.Started`). Where the loss is not
+    learned the inner loop descends the task's own, and where the rule is not, it goes ``rate`` times the gradient.
 
     Attributes:
-        learned: the learned loss.
+        learned: the learned loss that the inner loop descends; the task's own is measured on the query set, at
+            meta-training only.
         transform: applied to the inner gradient, a dictionary like φ, before the step; for instance a normalisation.
-        learn_start: begin at θ's own parameters, as MAML does, on the learned loss.
+        learn_start: begin at θ's own parameters, as MAML does.
+        rule: a learned update rule in place of the step along the gradient.
+        learn_fixed: what the inner loop leaves alone (``model.adapts``), such as the choice of an architecture, belongs
+            to θ also where the start does not.
+
+    Source: Bechtle et al. (2020), algorithm 1; Andrychowicz et al. (2016), equation 3; Finn et al. (2017), algorithm 1.
+    """
+
+    learned: LearnedLoss | None = None
+    transform: Callable[[Params], Params] | None = None
+    learn_start: bool = False
+    rule: RecurrentRule | None = None
+    learn_fixed: bool = False
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh θ: the parameters of the loss and of the rule, the first parameters, or those that stay."""
+        theta = {}
+        for piece in (self.learned, self.rule):
+            theta |= piece.init(generator, dtype) if piece else {}
+        if self.learn_start:
+            theta |= super().init(generator, dtype)
+        elif self.learn_fixed:
+            theta |= self.split(self.model.init(generator, dtype))[1]
+        return theta
+
+    def inner_gradient(self, theta: Params, phi: Params, support: Examples) -> Params:
+        """Gradient of the inner loss by the adapted parameters, transformed."""
+        moving, fixed = self.split(phi)
+
+        def loss(moving: Params) -> Tensor:
+            outputs = self.model(moving | fixed, support.x)
+            return self.learned(theta, support.x, outputs, support.y) if self.learned else self.loss(outputs, support.y)
+
+        gradient = grad(loss)(moving)
+        return self.transform(gradient) if self.transform else gradient
+
+    def step(self, theta: Params, phi: Params, support: Examples) -> Params:
+        """One inner step, by the rule if there is one; what it remembers of each coordinate is kept in φ."""
+        if self.rule is None:
+            return super().step(theta, phi, support)
+        new = {}
+        for name, g in self.inner_gradient(theta, detached(phi) if self.first_order else phi, support).items():
+            memory = phi[STATE + name] if STATE + name in phi else self.rule.empty(g)
+            update, new[STATE + name] = self.rule(theta, g, memory)
+            new[name] = phi[name] + update
+        return phi | new
+
+    def begin(self, theta: Params, task: Tasks | Started) -> Params:
+        """The start that the task gives, with all that θ knows better."""
+        return getattr(task, "start", {}) | self.start(theta)
+
+
+@dataclass(frozen=True)
+class LossDescent(LearnedDescent):
+    """Gradient descent on a learned loss, the learner of ML3: θ is not where it begins but what it descends.
 
     Raises:
         UserError: without a learned loss.
@@ -328,31 +388,9 @@ class LossDescent(GradientDescent):
     Source: Bechtle et al. (2020), algorithm 1 and equations 2 to 4.
     """
 
-    learned: LearnedLoss | None = None
-    transform: Callable[[Params], Params] | None = None
-    learn_start: bool = False
-
     def __post_init__(self) -> None:
         if self.learned is None:
             raise UserError("LossDescent needs a loss to descend: pass learned=LearnedLoss(...)")
-
-    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """Fresh θ: ψ and, with ``learn_start``, the first parameters."""
-        return self.learned.init(generator, dtype) | (super().init(generator, dtype) if self.learn_start else {})
-
-    def inner_gradient(self, theta: Params, phi: Params, support: Examples) -> Params:
-        """Gradient of the learned loss by the adapted parameters, transformed."""
-        moving, fixed = self.split(phi)
-
-        def loss(moving: Params) -> Tensor:
-            return self.learned(theta, support.x, self.model(moving | fixed, support.x), support.y)
-
-        gradient = grad(loss)(moving)
-        return self.transform(gradient) if self.transform else gradient
-
-    def task_loss(self, theta: Params, task: Tasks | Started) -> Tensor:
-        """The task's own loss on the query set after adaptation on the learned one."""
-        return self.query_loss(self.adapt(theta, task.support, start=getattr(task, "start", None)), task.query)
 
 
 def started(model: Model, tasks: Tasks, generator: torch.Generator, count: int = 1) -> Started:

@@ -19,7 +19,7 @@ from helpers.models import Params, below
 from helpers.runtime import UserError
 from helpers.tasks.numerals import BEGIN, END, PAD
 
-__all__ = ["Seq2Seq", "exact_match", "greedy", "token_accuracy", "translation_loss"]
+__all__ = ["Seq2Seq", "exact_match", "greedy", "recurrence", "token_accuracy", "translation_loss"]
 
 HOLD = 1e4  # added to the update gate's input, keeps the state exactly: its sigmoid is 1
 
@@ -136,14 +136,14 @@ class Seq2Seq:
             padding = torch.arange(self.vocabulary, device=tokens.device)[:, None] == PAD
             table = table + HOLD * (padding & update).to(table.dtype)
         inputs = functional.embedding(tokens.mT, table)  # [t, n, 3 hidden]
-        return _recurrence(inputs, gru["hidden.weight"], gru["hidden.bias"], state).transpose(0, 1)
+        return recurrence(inputs, gru["hidden.weight"], gru["hidden.bias"], state).transpose(0, 1)
 
     def adapts(self, name: str) -> bool:
         """Whether the inner loop changes the parameter: all of them."""
         return True
 
 
-def _recurrence(inputs: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
+def recurrence(inputs: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
     """All states of a GRU, ``[t, n, hidden]``, from what the inputs contribute to its gates, ``[t, n, 3 hidden]``."""
     hidden, states = state.shape[-1], []
     gates, candidates = inputs.split((2 * hidden, hidden), -1)
