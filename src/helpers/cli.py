@@ -151,8 +151,12 @@ def data(options: argparse.Namespace) -> None:
 
     if options.jets is not None and options.name != "jets":
         raise UserError(f"--jets is a number of jets to simulate: it does not go with {options.name}")
+    if options.extract and options.name != "names":
+        raise UserError(f"--extract makes the file of names anew: it does not go with {options.name}")
     if options.name == "jets":
         return _jets(options.jets)
+    if options.name == "names":
+        return _names(options.extract)
     library = import_module(f"helpers.tasks.{'digits' if options.name == 'mnist' else options.name}")
     if options.name != "glyphs":
         place = library.find()
@@ -184,6 +188,21 @@ def _jets(per_window: int | None) -> None:
     found = jets.load()
     for (process, shower, split), windows in found.counts().items():
         print(f"jets {split}: {process} with {shower}, {' + '.join(f'{count:,}' for count in windows)} jets")
+    print(f"  sha256 {found.header['sha256']}")
+
+
+def _names(extract: bool) -> None:
+    """Take names from Babel where that is asked for, then say what the file holds."""
+    from helpers.tasks import names
+
+    if extract:
+        names.extract()
+    found = names.load()
+    for code, language in found.languages.items():
+        counts = ", ".join(f"{count:,} {what}" for what, count in found.counts(code).items())
+        print(f"names {code}: {language.name} ({language.family}, {language.script}), {counts}")
+    print(f"  {len(found.english):,} concepts of CLDR {found.header['cldr']} through Babel {found.header['babel']}")
+    print(f"  {found.header['licence']}")
     print(f"  sha256 {found.header['sha256']}")
 
 
@@ -263,13 +282,16 @@ def parser() -> argparse.ArgumentParser:
     )
 
     command = add("data", data, "get a data set ready, verify it, and print its counts and digests")
-    known = ("omniglot", "mnist", "cifar10", "glyphs", "jets")
+    known = ("omniglot", "mnist", "cifar10", "glyphs", "jets", "names")
     command.add_argument(
-        "name", choices=known, help="glyphs are drawn from fonts, jets are simulated, the others are real"
+        "name",
+        choices=known,
+        help="glyphs are drawn from fonts, jets are simulated, names are from CLDR, the others are images",
     )
     command.add_argument(
         "--jets", type=positive, metavar="N", help="simulate data/jets.npz, N jets a window of each sample (hours)"
     )
+    command.add_argument("--extract", action="store_true", help="make data/names.json.gz anew from the installed Babel")
     return top
 
 

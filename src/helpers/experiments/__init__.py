@@ -52,6 +52,7 @@ def catalogue() -> dict:
         "nos",
         "nos_transfer",
         "jets",
+        "languages",
     )
     papers = (import_module(f"{__name__}.{paper}") for paper in order)
     return {experiment.name: experiment for paper in papers for experiment in paper.experiments()}
