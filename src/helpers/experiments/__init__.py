@@ -53,6 +53,7 @@ def catalogue() -> dict:
         "nos_transfer",
         "jets",
         "languages",
+        "turtles",
     )
     papers = (import_module(f"{__name__}.{paper}") for paper in order)
     return {experiment.name: experiment for paper in papers for experiment in paper.experiments()}

@@ -1,0 +1,182 @@
+"""Learners of the next floor up: meta-training itself as what is adapted, and its start as what is learned.
+
+Every estimator asks a learner for ``task_loss(theta, task)`` and maps it over the leading axis of ``tasks``. Nothing
+says that a task is a regression. :class:`Meta` takes a *family* of tasks for one task: its support set is a batch of
+tasks of the family, adapting is some steps of meta-training on them, and the query loss is the meta-objective on other
+tasks of the same family. So ``metagradients.maml(Meta(learner, ...), theta, families)`` is the gradient of the third
+level, with third derivatives through both loops, and a ``Meta`` of a ``Meta`` goes on from there.
+
+One level up every tensor of the tasks gets one more leading axis, and ``Tasks`` are nested: a batch of families is
+``Tasks(support=Tasks(...), query=Tasks(...))`` with ``x`` of shape ``[families, tasks, examples, ...]``.
+
+Source: the second level is Finn, Abbeel and Levine (2017), algorithm 1. Stacking levels is an old thought (Schmidhuber
+1987); this way of doing it, MAML on top of MAML, is the book's own extension and not from a paper.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from helpers.learners import detached
+from helpers.metagradients import maml
+from helpers.models import Params
+from helpers.runtime import UserError
+from helpers.tasks import Tasks
+
+
+class Learner(Protocol):
+    """What a floor needs of the one below."""
+
+    steps: int
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params: ...
+
+    def task_loss(self, theta: Params, task: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Gradient descent on the meta-objective of another learner: a few steps of meta-training, differentiable.
+
+    Everything here concerns one family; an estimator maps it over a batch of families with ``vmap``. What is adapted
+    are the inner learner's meta-parameters, all of them, so φ of this floor is θ of the floor below.
+
+    Attributes:
+        inner: the learner of the floor below, such as :class:`~helpers.learners.GradientDescent` or another ``Meta``.
+        rate: step size β of the steps; it is the outer rate of the floor below.
+        steps: number of steps of meta-training.
+        batches: the support tasks are dealt out, in order, to that many batches of equal size, and step i descends the
+            meta-objective on batch i modulo their number. With ``batches=steps`` every step sees tasks of its own.
+        first_order: treat the meta-gradients on the way as constants: no derivative is then of a higher order than
+            those of the floor below.
+
+    Raises:
+        UserError: for a negative number of steps or fewer than one batch.
+
+    Source: Finn, Abbeel and Levine (2017), algorithm 1, is one step of it; to differentiate through the steps is the
+    book's own extension.
+    """
+
+    inner: Learner
+    rate: float
+    steps: int = 1
+    batches: int = 1
+    first_order: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batches < 1:
+            raise UserError(
+                f"meta-training needs at least 0 steps and 1 batch of tasks, not {self.steps} and {self.batches}"
+            )
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh meta-parameters: those of the floor below."""
+        return self.inner.init(generator, dtype)
+
+    def start(self, theta: Params) -> Params:
+        """Where meta-training begins: at θ itself."""
+        return theta
+
+    def batch(self, support: Tasks, number: int) -> Tasks:
+        """The support tasks that step ``number``, counted from 0, sees.
+
+        Raises:
+            UserError: if the support set is no batch of tasks, or cannot be dealt out evenly.
+        """
+        if not isinstance(support, tuple) or not all(isinstance(part, tuple) for part in support[:2]):
+            raise UserError(
+                "the support set of a Meta learner is a batch of tasks, not of examples: "
+                "pass Tasks(support=Tasks(...), query=Tasks(...)) with a leading axis of families"
+            )
+        count = len(tree_leaves(support)[0])
+        if count % self.batches:
+            raise UserError(
+                f"{count} support tasks cannot be dealt out to {self.batches} batches of equal size: "
+                f"draw a multiple of {self.batches}"
+            )
+        size, number = count // self.batches, number % self.batches
+        return tree_map(lambda t: t[number * size : (number + 1) * size], support)
+
+    def support_gradient(self, phi: Params, support: Tasks) -> Params:
+        """The meta-gradient of the floor below on a batch of tasks."""
+        gradient, _ = maml(self.inner, phi, support)
+        return gradient
+
+    def step(self, theta: Params, phi: Params, support: Tasks, number: int = 0) -> Params:
+        """Step ``number`` of meta-training, φ ← φ − β ∇J(φ; batch of support tasks)."""
+        gradient = self.support_gradient(detached(phi) if self.first_order else phi, self.batch(support, number))
+        return {name: value - self.rate * gradient[name] for name, value in phi.items()}
+
+    def adapt(self, theta: Params, support: Tasks, steps: int | None = None, start: Params | None = None) -> Params:
+        """Meta-parameters φ for one family after ``steps`` (by default ``self.steps``) steps of meta-training.
+
+        Args:
+            theta: meta-parameters; every value without a family axis.
+            support: a batch of tasks of the family, every tensor ``[tasks, ...]``.
+            start: where to begin; by default at θ.
+
+        Returns:
+            φ, differentiable with respect to θ.
+        """
+        phi = self.start(theta) if start is None else start
+        for number in range(self.steps if steps is None else steps):
+            phi = self.step(theta, phi, support, number)
+        return phi
+
+    def query_loss(self, phi: Params, query: Tasks) -> Tensor:
+        """The meta-objective of φ on the family's query tasks: their mean query loss after the inner adaptation."""
+        return vmap(self.inner.task_loss, in_dims=(None, 0))(phi, query).mean()
+
+    def task_loss(self, theta: Params, task: Tasks) -> Tensor:
+        """Meta-objective on the query tasks after meta-training on the support tasks, a scalar for one family."""
+        return self.query_loss(self.adapt(theta, task.support), task.query)
+
+    def with_(self, **changes) -> Meta:
+        """A copy with some attributes changed, such as ``steps=10``."""
+        return replace(self, **changes)
+
+
+def evaluations(learner: Learner, sizes: Sequence[tuple[int, int]] = (), order: int = 1) -> Counter[int]:
+    """How many losses of a network one gradient asks for, by the order of the derivative that is taken of each.
+
+    The cost of a level in a unit that no machine changes: one evaluation is one network on one set of examples. With
+    E(learner, d) for the evaluations of a task loss that is differentiated d times,
+
+        E(gradient descent, k steps; d) = k · [order d + 1] + 1 · [order d],
+        E(Meta, s steps on b tasks each, q query tasks; d) = s · b · E(inner; d + 1) + q · E(inner; d).
+
+    A step contains a gradient and so adds one order; the query loss does not. A first-order floor adds none.
+
+    Args:
+        learner: a :class:`~helpers.learners.GradientDescent` or a :class:`Meta`.
+        sizes: for each ``Meta``, the uppermost first, the tasks that one step sees and the query tasks.
+        order: d; 1 for a meta-gradient, 0 for a loss.
+
+    Returns:
+        Numbers by order, for one task of the learner; multiply by the size of the batch.
+
+    Raises:
+        UserError: if ``sizes`` are not as many as there are ``Meta`` learners.
+    """
+    if isinstance(learner, Meta):
+        if not sizes:
+            raise UserError("evaluations needs (tasks of a step, query tasks) for every Meta: too few sizes")
+        (tasks, queries), below = sizes[0], sizes[1:]
+        step = evaluations(learner.inner, below, 1 if learner.first_order else order + 1)
+        query = evaluations(learner.inner, below, order)
+        return Counter(
+            {d: n for d in step | query if (n := learner.steps * tasks * step[d] + queries * query[d])},
+        )
+    if sizes:
+        raise UserError("evaluations needs (tasks of a step, query tasks) for every Meta: too many sizes")
+    own = Counter({(1 if getattr(learner, "first_order", False) else order + 1): learner.steps})
+    own[order] += 1
+    return Counter({d: n for d, n in own.items() if n})
