@@ -66,7 +66,7 @@ class Start(Recorded):
     shots: int = 5
     queries: int = 10
     hidden: tuple[int, ...] = (40, 40)
-    inner_rate: float = 0.05
+    inner_rate: float = 0.02
     inner_steps: int = 1
     families: int = 4
     steps: int = 5
@@ -83,7 +83,7 @@ class Start(Recorded):
     measured: tuple[int, ...] = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
     sgd_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
     adam_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
-    levels: tuple[float, ...] = (1.0, 0.7, 0.5)
+    levels: tuple[float, ...] = (1.0, 0.7, 0.5, 0.4)
     test_families: int = 8
     validation_families: int = 4
     shifted_families: int = 4
