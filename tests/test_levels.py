@@ -310,7 +310,13 @@ def small(kind, **changes):
     return turtles.Start(f"turtles-{kind}", kind, **few)
 
 
-def test_an_experiment_trains_from_end_to_end(tmp_path):
+@pytest.fixture
+def untraced(monkeypatch):
+    """Recording a program takes seconds, and that it computes the same is tested above."""
+    monkeypatch.setattr(turtles.metagradients, "traced", lambda function: function)
+
+
+def test_an_experiment_trains_from_end_to_end(tmp_path, untraced):
     record = training.train(small("third"), data=tmp_path, progress=False, say=lambda line: None)
     assert record["status"] == "complete" and json.loads((tmp_path / "records/turtles-third.json").read_text())
     metrics = record["metrics"]
@@ -319,12 +325,11 @@ def test_an_experiment_trains_from_end_to_end(tmp_path):
     assert metrics["evaluations_order_3"]["value"] == 2 * 2 * 2  # iterations · families · tasks of the one step
 
 
-def test_the_other_kinds_see_the_same_tasks():
+def test_the_other_kinds_see_the_same_tasks(untraced):
     """Same generator, same numbers drawn: in one heap for the second level, without adaptation for joint training."""
     gradients, state = {}, {}
     for kind in ("second", "joint", "random"):
         run, draws = small(kind).setup(torch.device("cpu"), False), generator(0)
-        run.estimator = turtles._side_by_side
         theta = run.init(draws)
         gradients[kind], _ = run.gradient(theta, draws)
         state[kind] = draws.get_state()
@@ -339,7 +344,7 @@ def test_the_other_kinds_see_the_same_tasks():
     assert error(tree_map(lambda g: g[1], gradients["second"]), expected) < 1e-4
 
 
-def test_meta_training_on_a_new_family_is_sgd_and_adam():
+def test_meta_training_on_a_new_family_is_sgd_and_adam(untraced):
     """The grid side by side against torch.optim, one setting and one family at a time."""
     experiment = small("second", sgd_rates=(0.1, 0.2), adam_rates=(0.01,), seeds=1)
     run = experiment.setup(torch.device("cpu"), False)
