@@ -40,6 +40,10 @@ def tolerance(name: str, record: dict) -> float:
         if name.startswith(("rate_", "steps_")):
             return 2.5 * metric["value"]
         return 0.1 * metric["value"] if name.startswith("rejection") else 0.01
+    if record["paper"] == "metanmt":
+        # A letter on the brink changes all that is written after it: a few names of the six hundred may come out
+        # otherwise. With the processor's vector units switched off none did.
+        return 0.01 + 0.01 * metric["value"]
     if "accuracy" in name:
         return (FLIPS + 0.5) / (metric["n"] * config["ways"] * config["queries"])
     if "_diverged_" in name:

@@ -17,6 +17,7 @@ import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +84,7 @@ _SAME = str.maketrans("’‘ʼʻʾ`´‑–\u00a0\u202f", "'''''''--  ")
 # ---------------------------------------- texts and tokens
 
 
+@cache
 def normalise(text: str) -> str:
     """A name as the networks see it: lower case, marks after letters, one kind of apostrophe, hyphen and space."""
     return unicodedata.normalize("NFD", " ".join(text.translate(_SAME).lower().split()))
