@@ -20,7 +20,7 @@ from helpers.tasks import Examples, Started, Tasks
 RATE = "rate:"  # a learned inner rate
 STRENGTH = "strength:"  # a learned strength of the pull towards θ
 CARRIED = "carried:"  # what an inner optimiser remembers from task to task; an outer step replaces it
-STATE = "state:"  # in φ: what a learned rule remembers
+STATE = "state"  # in φ: what a learned rule remembers of every coordinate
 PREFIXES = (RATE, STRENGTH, CARRIED, STATE, LOSS, RULE)
 
 
@@ -366,12 +366,12 @@ class LearnedDescent(GradientDescent):
         """One inner step, by the rule if there is one; what it remembers of each coordinate is kept in φ."""
         if self.rule is None:
             return super().step(theta, phi, support)
-        new = {}
-        for name, g in self.inner_gradient(theta, detached(phi) if self.first_order else phi, support).items():
-            memory = phi[STATE + name] if STATE + name in phi else self.rule.empty(g)
-            update, new[STATE + name] = self.rule(theta, g, memory)
-            new[name] = phi[name] + update
-        return phi | new
+        gradient = self.inner_gradient(theta, detached(phi) if self.first_order else phi, support)
+        together = torch.cat([g.flatten() for g in gradient.values()])  # the rule is the same for all coordinates
+        update, memory = self.rule(theta, together, phi[STATE] if STATE in phi else self.rule.empty(together))
+        parts = update.split([g.numel() for g in gradient.values()])
+        moved = zip(gradient, parts, strict=True)
+        return phi | {STATE: memory} | {name: phi[name] + part.view_as(phi[name]) for name, part in moved}
 
     def begin(self, theta: Params, task: Tasks | Started) -> Params:
         """The start that the task gives, with all that θ knows better."""

@@ -54,6 +54,7 @@ def catalogue() -> dict:
         "jets",
         "languages",
         "turtles",
+        "ways",
     )
     papers = (import_module(f"{__name__}.{paper}") for paper in order)
     return {experiment.name: experiment for paper in papers for experiment in paper.experiments()}
