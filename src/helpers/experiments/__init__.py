@@ -55,6 +55,7 @@ def catalogue() -> dict:
         "languages",
         "turtles",
         "ways",
+        "combined",
     )
     papers = (import_module(f"{__name__}.{paper}") for paper in order)
     return {experiment.name: experiment for paper in papers for experiment in paper.experiments()}

@@ -45,7 +45,7 @@ METHODS = {
     "scratch": "nothing",
     "nearest": "nothing",
 }
-DESCENDING = ("optimizer", "initialization", "architecture", "joint", "multisource", "transfer", "scratch")
+DESCENDING = ("optimizer", "initialization", "architecture", "joint", "multisource", "transfer", "scratch", "combined")
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ class WayTraining:
             return 0, 0.0
         tasks = self._begun(self.judged("valid", shots, e.validation_tasks), runtime.generator(TEST_SEED, self.device))
         best, found = (0, 0.0), -math.inf if e.ways else math.inf
-        for rate in e.rates if e.method != "optimizer" else (0.0,):
+        for rate in (0.0,) if getattr(self.learner, "rule", None) else e.rates:
             scores = [self.score(self.start(theta, s), tasks, e.steps, rate).mean(1) for s in range(e.seeds)]
             for steps, mean in zip(e.steps, torch.stack(scores).mean(0).tolist(), strict=True):
                 if self._better(mean, found):
