@@ -14,14 +14,13 @@ from torch.utils._pytree import tree_map
 
 from helpers import evaluation, losses, metagradients, runtime
 from helpers.experiments import OnOmniglot, Recorded, part
-from helpers.learners import CARRIED, GradientDescent, HessianFree, MinibatchAdam, Proximal
-from helpers.models import ConvNet, Params, below
+from helpers.learners import GradientDescent, HessianFree, MinibatchAdam, Proximal
+from helpers.models import ConvNet, Params
 from helpers.solvers import conjugate_gradient
 from helpers.tasks import Examples, FewShot, Tasks, minibatches, whole
 from helpers.tasks.images import ImageClasses, hashed_order
 
 TEST_SEED = 20_190_910  # of the test tasks; the same tasks for every experiment and every evaluation
-MEAN, COUNT = f"{CARRIED}mean:", f"{CARRIED}count"  # of the meta-parameters so far, and of the iterations
 LEAK_SEED = 2  # of the split that takes no notice of what was trained on
 
 
@@ -52,9 +51,6 @@ class Omniglot(OnOmniglot):
         spot_tasks: test tasks of the points on the way.
         diagnosed_tasks: test tasks on which the linear solver's residual is measured.
         chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.
-        undamped_from: the iteration from which on the linear system is solved without damping.
-        average_from, average_window: from that iteration on a running mean of the meta-parameters is kept, over the
-            last ``average_window`` iterations or so, and evaluated in their place (Izmailov et al. 2018).
     """
 
     name: str
@@ -84,15 +80,7 @@ class Omniglot(OnOmniglot):
     diagnosed_tasks: int = 64
     evaluate_every: int = 1_000
     chunk: int = 8
-    undamped_from: int | None = None
-    average_from: int | None = None
-    average_window: int | None = None
     paper: str = "imaml"
-
-    def config(self) -> dict[str, Any]:
-        """The configuration as JSON; what a run does not use is left out."""
-        late = ("undamped_from", "average_from", "average_window")
-        return {key: value for key, value in super().config().items() if key not in late or value is not None}
 
     def learner(self) -> Proximal:
         """Network, loss and inner loop."""
@@ -144,12 +132,10 @@ class OmniglotTraining:
         self.tests = {"test": self.draw(test), "leaking": self.draw(leaking)}
         trained = {name.removesuffix("/rot000") for name in train.names}
         self.share_trained = sum(name in trained for name in leaking.names) / len(leaking)
-        by = metagradients.compiled if compiled else metagradients.traced
-
-        def estimator(damping: float) -> metagradients.imaml:
-            return metagradients.imaml(partial(conjugate_gradient, steps=e.cg_steps, damping=damping), by=by)
-
-        self.damped, self.undamped = estimator(e.damping), estimator(0.0)
+        solver = partial(conjugate_gradient, steps=e.cg_steps, damping=e.damping)
+        self.estimator = metagradients.imaml(solver, by=metagradients.compiled if compiled else metagradients.traced)
+        # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
+        self.chunked = metagradients.chunked(self.estimator, e.chunk if device.type == "cpu" else None)
 
     def draw(self, classes: ImageClasses) -> Tasks:
         """The test tasks, drawn on the CPU so that they are the same on every device."""
@@ -158,38 +144,17 @@ class OmniglotTraining:
         return tree_map(lambda t: t.to(self.device), tasks)
 
     def init(self, generator: torch.Generator) -> Params:
-        """Fresh meta-parameters, beside them the mean of those that were, if one is kept."""
-        theta = self.learner.init(generator)
-        if self.experiment.average_from is None:
-            return theta
-        means = {MEAN + name: value.clone() for name, value in theta.items()}
-        return theta | means | {COUNT: next(iter(theta.values())).new_zeros(())}
+        """Fresh meta-parameters."""
+        return self.learner.init(generator)
 
     def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
         """Meta-gradient and mean query loss of a fresh meta-batch."""
-        e, carried = self.experiment, {name: value for name, value in theta.items() if name.startswith(CARRIED)}
-        tasks = self.family.sample(e.meta_batch, generator)
-        # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
-        estimator = metagradients.chunked(self._estimator(theta), e.chunk if self.device.type == "cpu" else None)
-        theta = self.learner.start(theta)
-        gradient, query_losses = estimator(self.learner, theta, tasks)
-        if carried:  # their new values are the old ones less the "gradient"
-            seen = (carried[COUNT] - e.average_from).clamp(min=0, max=e.average_window - 1)
-            gradient |= {MEAN + name: (carried[MEAN + name] - value) / (seen + 1) for name, value in theta.items()}
-            gradient[COUNT] = -torch.ones_like(carried[COUNT])
+        tasks = self.family.sample(self.experiment.meta_batch, generator)
+        gradient, query_losses = self.chunked(self.learner, theta, tasks)
         return gradient, query_losses.mean()
-
-    def _estimator(self, theta: Params) -> metagradients.imaml:
-        late = self.experiment.undamped_from is not None and theta[COUNT] >= self.experiment.undamped_from
-        return self.undamped if late else self.damped
-
-    def judged(self, theta: Params) -> Params:
-        """The meta-parameters that are evaluated: the mean, if one is kept."""
-        return below(theta, MEAN) or theta
 
     def spot_check(self, theta: Params) -> dict[str, evaluation.Interval]:
         """The accuracies on the first test tasks alone: for the points on the way, and to check a record."""
-        theta = self.judged(theta)
         some = tree_map(lambda t: t[: self.experiment.spot_tasks], self.tests["test"])
         return self._accuracies(theta, some, (self.experiment.headline_steps,))
 
@@ -208,8 +173,7 @@ class OmniglotTraining:
 
     def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
         """Accuracies, transductive and not; on the leaking split; without the pull; and how well the solvers solved."""
-        e, headline, estimator = self.experiment, (self.experiment.headline_steps,), self._estimator(theta)
-        theta = self.judged(theta)
+        e, headline = self.experiment, (self.experiment.headline_steps,)
         measured = self._accuracies(theta, self.tests["test"], e.test_steps)
         leaking = self._curve(self.learner, theta, self.tests["leaking"], headline)
         measured["leaking_accuracy"] = evaluation.interval(leaking)
@@ -222,7 +186,7 @@ class OmniglotTraining:
         residuals, stationary, indefinite = [], [], []
         for begin in range(0, e.diagnosed_tasks, e.chunk):
             some = tree_map(lambda t, begin=begin: t[begin : begin + e.chunk], self.tests["test"])
-            found = estimator.solve(self.learner.with_(query_sets=1), theta, some)
+            found = self.estimator.solve(self.learner.with_(query_sets=1), theta, some)
             residuals.append(found.solution.residual)
             stationary.append(found.stationarity)
             indefinite.append(found.solution.indefinite.double())
@@ -434,10 +398,7 @@ def experiments() -> list:
     newton = {"solver": "hessian-free", "inner_steps": 3, "test_steps": (1, 3, 5), "headline_steps": 3}
     five_shot = {"shots": 5, "queries": 5, "query_sets": 1, "chunk": 2}
     return [
-        Omniglot(
-            "imaml-omniglot-5w1s", iterations=128_000, outer_rate_restarts=(12_000, 17_000, 30_000, 46_000, 64_000),
-            undamped_from=64_000, average_from=64_000, average_window=4_000,
-        ),
+        Omniglot("imaml-omniglot-5w1s"),
         *comparisons(),
         Omniglot(
             "imaml-omniglot-5w1s-strong", strength=2.0, iterations=2_000, outer_rate_hold=2_000, outer_rate_restarts=()
