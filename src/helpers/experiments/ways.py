@@ -376,8 +376,8 @@ def experiments() -> list[Way]:
     """Every method on both families."""
     sinusoid = partial(Way, family="sinusoid", shots=10)
     glyphs = partial(
-        Way, family="glyphs", shots=1, ways=5, queries=5, test_shots=(1, 5), meta_batch=8, rates=(0.1, 0.3, 1.0, 3.0),
-        steps=(1, 5, 20), test_tasks=100, validation_tasks=25, spot_tasks=30,
+        Way, family="glyphs", shots=1, ways=5, queries=5, test_shots=(1, 5), meta_batch=8, rates=(0.1, 0.3, 1.0),
+        steps=(1, 5, 20), test_tasks=60, validation_tasks=15, spot_tasks=20,
     )  # fmt: skip
 
     def both(method: str, on_sinusoids: dict, on_glyphs: dict) -> list[Way]:
