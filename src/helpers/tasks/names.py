@@ -25,9 +25,8 @@ import torch
 from torch import Tensor
 
 from helpers.runtime import UserError, root, write_atomically
-from helpers.tasks import Examples, Tasks
+from helpers.tasks import Examples, Tasks, numerals
 from helpers.tasks.images import hashed_order, sha256
-from helpers.tasks.numerals import BEGIN, END, PAD
 
 __all__ = [
     "ALPHABET", "FAMILIES", "KINDS", "LONGEST", "TEST_HELD", "TEST_SEEN", "TRAIN", "VALIDATION", "VOCABULARY",
@@ -76,7 +75,6 @@ NEW_SHARE = 0.2  # of the concepts, kept from all training
 FORMAT = 1
 LICENCE = "Unicode License V3, https://www.unicode.org/license.txt"
 
-_TOKENS = {letter: 3 + i for i, letter in enumerate(ALPHABET)}
 # What is written in several ways, and spaces that must not break.
 _SAME = str.maketrans("’‘ʼʻʾ`´‑–\u00a0\u202f", "'''''''--  ")
 
@@ -92,7 +90,7 @@ def normalise(text: str) -> str:
 
 def fits(text: str) -> bool:
     """Whether a normalised name is not empty, short enough, and of letters that are in ``ALPHABET``."""
-    return 0 < len(text) <= LONGEST and _TOKENS.keys() >= set(text)
+    return 0 < len(text) <= LONGEST and set(text) <= set(ALPHABET)
 
 
 def encode(names: Sequence[str], ends: bool = False) -> Tensor:
@@ -108,17 +106,7 @@ def encode(names: Sequence[str], ends: bool = False) -> Tensor:
     Raises:
         UserError: for a letter that is not in ``ALPHABET``, or a name that is too long.
     """
-    length, found = LONGEST + 2 * ends, []
-    for name in map(normalise, names):
-        unknown = sorted(set(name) - _TOKENS.keys())
-        if unknown:
-            raise UserError(f"{name!r} cannot be encoded: the alphabet has no {unknown[0]!r}, so leave the name out")
-        if len(name) > LONGEST:
-            raise UserError(f"{name!r} has {len(name)} letters and marks: leave out names of more than {LONGEST}")
-        row = [_TOKENS[letter] for letter in name]
-        row = [BEGIN, *row, END] if ends else row
-        found.append(row + [PAD] * (length - len(row)))
-    return torch.tensor(found, dtype=torch.int64).view(len(found), length)
+    return numerals.encode([normalise(name) for name in names], ends, LONGEST + 2 * ends, ALPHABET)
 
 
 def decode(tokens: Tensor) -> list[str]:
@@ -130,16 +118,7 @@ def decode(tokens: Tensor) -> list[str]:
     Raises:
         UserError: if it has another shape, or numbers that are no tokens.
     """
-    if tokens.dim() != 2:
-        raise UserError(f"tokens to decode are [names, length], not {list(tokens.shape)}")
-    names = []
-    for row in tokens.tolist():
-        row = row[: row.index(END)] if END in row else row
-        letters = [token for token in row if token not in (PAD, BEGIN)]
-        if any(not 3 <= token < VOCABULARY for token in letters):
-            raise UserError(f"only numbers from 0 to {VOCABULARY - 1} are tokens: decode what encode or a model gave")
-        names.append(unicodedata.normalize("NFC", "".join(ALPHABET[token - 3] for token in letters)))
-    return names
+    return [unicodedata.normalize("NFC", name) for name in numerals.decode(tokens, ALPHABET)]
 
 
 class Pair(NamedTuple):

@@ -27,8 +27,6 @@ ALPHABET = " -abcdefghilnorstuvwxyzßöü"  # of both languages; no name has a j
 VOCABULARY = 3 + len(ALPHABET)  # number of different tokens
 SPLITS = ("train", "validation", "test")
 
-_TOKENS = {letter: 3 + i for i, letter in enumerate(ALPHABET)}
-
 _ENGLISH = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen""".split()
 _ENGLISH_TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -85,13 +83,14 @@ def _checked(n: int) -> int:
     return n
 
 
-def encode(names: Sequence[str], ends: bool = False, length: int | None = None) -> Tensor:
+def encode(names: Sequence[str], ends: bool = False, length: int | None = None, alphabet: str = ALPHABET) -> Tensor:
     """Names as rows of tokens, filled up with ``PAD``.
 
     Args:
-        names: texts in letters of ``ALPHABET``.
+        names: texts in letters of the alphabet.
         ends: put ``BEGIN`` before each name and ``END`` behind it.
         length: of a row; by default as long as the longest needs.
+        alphabet: its first letter is token 3.
 
     Returns:
         int64 ``[names, length]``.
@@ -99,12 +98,12 @@ def encode(names: Sequence[str], ends: bool = False, length: int | None = None) 
     Raises:
         UserError: for another letter, or if a name is too long.
     """
-    rows = []
+    rows, tokens = [], {letter: END + 1 + i for i, letter in enumerate(alphabet)}
     for name in names:
-        unknown = sorted(set(name) - _TOKENS.keys())
+        unknown = sorted(set(name) - tokens.keys())
         if unknown:
-            raise UserError(f"{name!r} cannot be encoded: the alphabet {ALPHABET!r} has no {unknown[0]!r}")
-        row = [_TOKENS[letter] for letter in name]
+            raise UserError(f"{name!r} cannot be encoded: the alphabet {alphabet!r} has no {unknown[0]!r}")
+        row = [tokens[letter] for letter in name]
         rows.append([BEGIN, *row, END] if ends else row)
     longest = max(map(len, rows), default=0)
     length = longest if length is None else length
@@ -113,11 +112,12 @@ def encode(names: Sequence[str], ends: bool = False, length: int | None = None) 
     return torch.tensor([row + [PAD] * (length - len(row)) for row in rows], dtype=torch.int64).view(len(rows), length)
 
 
-def decode(tokens: Tensor) -> list[str]:
+def decode(tokens: Tensor, alphabet: str = ALPHABET) -> list[str]:
     """Rows of tokens as texts: up to the first ``END``, without ``BEGIN`` and ``PAD``.
 
     Args:
         tokens: int64 ``[names, length]``.
+        alphabet: as for :func:`encode`.
 
     Raises:
         UserError: if it has another shape, or numbers that are no tokens.
@@ -128,9 +128,10 @@ def decode(tokens: Tensor) -> list[str]:
     for row in tokens.tolist():
         row = row[: row.index(END)] if END in row else row
         letters = [token for token in row if token not in (PAD, BEGIN)]
-        if any(not 3 <= token < VOCABULARY for token in letters):
-            raise UserError(f"only numbers from 0 to {VOCABULARY - 1} are tokens: decode what encode or a model gave")
-        names.append("".join(ALPHABET[token - 3] for token in letters))
+        if any(not END < token <= END + len(alphabet) for token in letters):
+            last = END + len(alphabet)
+            raise UserError(f"only numbers from 0 to {last} are tokens: decode what encode or a model gave")
+        names.append("".join(alphabet[token - END - 1] for token in letters))
     return names
 
 
