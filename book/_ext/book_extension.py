@@ -12,8 +12,14 @@ from sphinx.util.docutils import SphinxDirective
 
 # The floors of the package, lowest first (book/architecture.md); a module that is on none of them is listed last.
 FLOORS = [
-    ("Floor 0: foundations", ("runtime", "operations", "tracing", "models", "sequence", "solvers", "tasks")),
-    ("Floor 1: the boxes of the machine", ("losses", "learners", "metagradients", "optimizers", "populations", "search")),
+    (
+        "Floor 0: foundations",
+        ("runtime", "operations", "tracing", "models", "architectures", "sequence", "solvers", "tasks"),
+    ),
+    (
+        "Floor 1: the boxes of the machine",
+        ("losses", "learners", "amortized", "levels", "metagradients", "optimizers", "populations", "search"),
+    ),
     ("Floor 2: training and reporting", ("training", "evaluation", "records", "figures")),
     ("Floor 3: experiments", ("experiments",)),
     ("Floor 4: command line and book", ("cli", "book", "checks")),
