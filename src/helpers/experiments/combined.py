@@ -49,7 +49,7 @@ def experiments() -> list[Combined]:
 
     def one(learned: tuple[str, ...]) -> Combined:
         return Combined(
-            f"combined-{'-'.join(learned) or 'nothing'}", "sinusoid", "combined", 1_000 if learned else 1,
+            f"combined-{'-'.join(learned) or 'nothing'}", "sinusoid", "combined", 2_500 if learned else 1,
             outer_rate=3e-3 if learned else 0.0, shots=10, inner_rate=0.01, inner_steps=5, meta_batch=8,
             test_shots=(10,), learned=learned,
         )  # fmt: skip
