@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch.func import grad_and_value, vmap
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
-from helpers import evaluation, losses, metagradients, runtime
+from helpers import evaluation, losses, metagradients, records, runtime
 from helpers.amortized import Amortized, AsItIs, Neighbours, Prototypes, Recurrent
 from helpers.architectures import MixedConvNet, MixedMLP, decided
 from helpers.evaluation import Interval
@@ -365,10 +366,16 @@ class WayTraining:
         return {headline: metrics[headline]} | metrics
 
     def spot_check(self, theta: Params) -> dict[str, Interval]:
-        """The headline on the first test tasks, with the choice made anew."""
+        """The headline on the first test tasks, with the recorded choice; where there is none it is made."""
         e = self.experiment
+        record = records.load(e.name, missing_ok=True)
+        if record and record["config"] == json.loads(json.dumps(e.config())):  # choosing again takes minutes
+            steps, rate = (records.metric(record, f"{name}_{e.shots}").value for name in ("steps", "rate"))
+            choice = int(steps), rate
+        else:
+            choice = self.chosen(theta, e.shots)
         tasks = tree_map(lambda t: t[: e.spot_tasks], self.judged("test", e.shots, e.test_tasks))
-        scores = self._over_seeds(theta, tasks, *self.chosen(theta, e.shots))
+        scores = self._over_seeds(theta, tasks, *choice)
         return {f"spot_{self.kind}_{e.shots}": evaluation.over_seeds(scores.mean(1))}
 
 
