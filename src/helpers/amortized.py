@@ -7,6 +7,7 @@ taken at test time.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -33,7 +34,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Amortized:
+class Amortized(ABC):
     """What these learners share; a subclass says what ``adapt`` makes of a support set and what ``predict`` of that.
 
     Attributes:
@@ -61,13 +62,13 @@ class Amortized:
         """Targets as rows of numbers, ``[n, ways]`` or ``[n, 1]``."""
         return one_hot(y, self.ways).to(like.dtype) if self.ways else y
 
+    @abstractmethod
     def adapt(self, theta: Params, support: Examples) -> Params:
         """φ: θ and what was made of the support set."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, phi: Params, x: Tensor) -> Tensor:
         """Logits ``[n, ways]`` or numbers ``[n, 1]`` for inputs ``x`` ``[n, ...]``."""
-        raise NotImplementedError
 
     def query_loss(self, phi: Params, query: Examples) -> Tensor:
         """The loss on the query set, a scalar."""

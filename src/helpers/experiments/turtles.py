@@ -28,7 +28,7 @@ from helpers.levels import Meta, evaluations
 from helpers.models import MLP, Params, stacked
 from helpers.records import Record
 from helpers.runtime import UserError
-from helpers.tasks import Examples, Tasks
+from helpers.tasks import Tasks, whole
 from helpers.tasks.families import SPLITS, SinusoidFamilies
 
 KINDS = ("random", "joint", "second", "third")
@@ -156,7 +156,7 @@ class Training:
         else:  # all tasks of all families in one heap
             learner, tasks = self.learner, tree_map(lambda *t: torch.cat(t, 2).flatten(1, 2), *families)
         if experiment.kind == "joint":
-            every = Examples(*(torch.cat(halves, 2) for halves in zip(*tasks, strict=True)))
+            every = vmap(whole)(tasks)
             learner, tasks = self.learner.with_(steps=0), Tasks(every, every)
         gradient, query_losses = self.estimator(learner, theta, tasks)
         return gradient, query_losses.mean()
