@@ -65,7 +65,8 @@ def _book() -> None:
 
 
 def _records() -> dict[str, int]:
-    return _pytest("records", "tests", "-m", "records", "-rs")
+    # Some records take minutes and most take seconds, so whoever is free takes the next.
+    return _pytest("records", "tests", "-m", "records", "-rs", "-n", "2", "--dist", "worksteal")
 
 
 TIERS = {"unit": _unit, "smoke": _smoke, "regression": _regression, "book": _book, "records": _records}

@@ -142,7 +142,7 @@ class State:
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = json.dumps(header)
-        metadata = {"metabook": text, "sha256": _digest(text, tensors)}
+        metadata = {"metabook": text, "sha256": digest(text, tensors)}
         runtime.write_atomically(path, safetensors.torch.save(tensors, metadata))
 
     def restore(self, path: Path, config: dict[str, Any]) -> None:
@@ -192,7 +192,7 @@ class State:
             ) from None
 
 
-def _digest(header: str, tensors: dict[str, Tensor]) -> str:
+def digest(header: str, tensors: dict[str, Tensor]) -> str:
     """SHA-256 of all that a checkpoint holds: the format itself notices a missing end, but not a changed byte."""
     digest = hashlib.sha256(header.encode())
     for name, tensor in sorted(tensors.items()):
@@ -215,7 +215,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header = json.loads(metadata["metabook"])
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
-        if "sha256" in metadata and metadata["sha256"] != _digest(metadata["metabook"], tensors):
+        if "sha256" in metadata and metadata["sha256"] != digest(metadata["metabook"], tensors):
             raise ValueError("its digest is wrong")
         if not isinstance(header["config"], dict):
             raise ValueError("no configuration")
