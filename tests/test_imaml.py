@@ -20,14 +20,14 @@ from test_metagradients import (
 )
 from torch.func import grad, vmap
 
-from helpers import losses, runtime
-from helpers.experiments.imaml import released
+from helpers import losses, runtime, training
+from helpers.experiments.imaml import Omniglot, released
 from helpers.learners import STRENGTH, GradientDescent, HessianFree, Proximal
 from helpers.metagradients import chunked, imaml, maml, stepwise
 from helpers.models import MLP, ConvNet
 from helpers.runtime import generator
 from helpers.solvers import NotConverged, conjugate_gradient, identity
-from helpers.tasks import Examples, Tasks
+from helpers.tasks import Examples, Tasks, glyphs, omniglot
 from helpers.tracing import traced
 
 # Without kinks where that can be had: with ReLUs the minimum of the inner problem often lies on one, where there is no
@@ -290,3 +290,33 @@ def test_a_system_that_is_not_solved_is_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         imaml(EXACT, tolerance=1e-8)(strong, theta, tasks)
+
+
+def test_a_run_goes_on_where_another_ended(tmp_path, monkeypatch):
+    few = glyphs.load("train", limit=6)
+    tiny = {"iterations": 1, "evaluate_every": 2, "inner_steps": 2, "meta_batch": 1, "chunk": 1, "headline_steps": 2}
+    tiny |= {"test_steps": (2,), "test_tasks": 2, "spot_tasks": 1, "diagnosed_tasks": 1}
+    first, then = Omniglot("first", **tiny), Omniglot("then", start="first", **tiny)
+    monkeypatch.setattr(omniglot, "load", lambda *_, **__: few)
+    monkeypatch.setattr(omniglot, "provenance", lambda: few.provenance)
+    monkeypatch.setattr(training, "load_theta", partial(training.load_theta, folder=tmp_path / "checkpoints"))
+    setup = {"device": torch.device("cpu"), "compiled": False}
+    assert "there is no checkpoint" in refused(lambda: then.setup(**setup).init(generator(0)))
+
+    (tmp_path / "checkpoints").mkdir()
+    ended = training.State(first.setup(**setup).init(generator(7)), first.outer_rate, generator(0))
+    ended.save(tmp_path / "checkpoints" / "first.safetensors", first.config())
+    begin = then.setup(**setup).init(generator(0))
+    assert begin.keys() == ended.theta.keys() and all(begin[name].equal(ended.theta[name]) for name in begin)
+    assert not all(value.equal(begin[name]) for name, value in first.setup(**setup).init(generator(0)).items())
+
+    record = training.train(then, data=tmp_path, progress=False, say=lambda _: None)
+    end, data = training.load_theta("then"), record["provenance"]["data"]
+    # One step of Adam moves a parameter by the outer rate, wherever it began.
+    assert all((end[name] - begin[name]).abs().max() < 1.01 * then.outer_rate for name in begin)
+    assert record["config"]["start"] == data["start"] == "first"
+    assert "start" not in first.config() and "start" not in first.data()
+    # The digest is that of the meta-parameters: a start that was trained otherwise is another one.
+    assert then.data() == data
+    monkeypatch.setattr(training, "load_theta", lambda _: end)
+    assert then.data()["start_sha256"] != data["start_sha256"]
