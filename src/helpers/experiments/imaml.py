@@ -413,13 +413,14 @@ def experiments() -> list:
     twenty_way = {"ways": 20, "inner_steps": 25, "meta_batch": 16, "chunk": 2}
     twenty_way |= {"test_steps": (8, 25, 50), "headline_steps": 25}
     newton = {"solver": "hessian-free", "inner_steps": 3, "test_steps": (1, 3, 5), "headline_steps": 3}
-    further = {"strength": 2.0, "damping": 0.0, "seed": 1}
-    further |= {"iterations": 8_000, "outer_rate_hold": 0, "outer_rate_restarts": (), "evaluate_every": 2_000}
+    further = {"strength": 2.0, "damping": 0.0, "seed": 1, "start": "imaml-omniglot-5w1s-weak"}
+    further |= {"outer_rate_hold": 0, "outer_rate_restarts": ()}
     five_shot = {"shots": 5, "queries": 5, "query_sets": 1, "chunk": 2}
     return [
         Omniglot("imaml-omniglot-5w1s-weak"),
-        Omniglot("imaml-omniglot-5w1s", start="imaml-omniglot-5w1s-weak", **further),
+        Omniglot("imaml-omniglot-5w1s", iterations=2_000, outer_rate=7e-4, evaluate_every=500, **further),
         *comparisons(),
+        Omniglot("imaml-omniglot-5w1s-long", iterations=8_000, evaluate_every=2_000, **further),
         Omniglot(
             "imaml-omniglot-5w1s-strong", strength=2.0, iterations=2_000, outer_rate_hold=2_000, outer_rate_restarts=()
         ),
