@@ -32,9 +32,9 @@ class Omniglot(OnOmniglot):
     Hv), which the released code's is not. With both, a fresh network does not get going at λ = 2: at φ* the pull equals
     the gradient, so a margin m costs curvature in proportion, which has to be learned first, and below 2/α, where
     gradient descent approaches φ* (``strong``; the chapter derives it). The released code escapes because its inner
-    steps leave the pull out. So a start is learned at λ = 0.2. There 16 steps end far from φ*, while the implicit
-    meta-gradient is that of φ*; the run that is held against the paper goes on from that start at the paper's λ = 2,
-    where they reach it, and without damping.
+    steps leave the pull out. So a start is learned at λ = 0.2, where the accuracy comes to a halt; the run that is held
+    against the paper goes on from that start at the paper's λ = 2, without damping. It is short: a longer one loses its
+    footing (``long``).
 
     Attributes:
         solver: of the inner problem, ``"gradient"`` or ``"hessian-free"``.
