@@ -194,11 +194,11 @@ class State:
 
 def digest(header: str, tensors: dict[str, Tensor]) -> str:
     """SHA-256 of all that a checkpoint holds: the format itself notices a missing end, but not a changed byte."""
-    digest = hashlib.sha256(header.encode())
+    hashed = hashlib.sha256(header.encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hashed.update(tensor.contiguous().numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

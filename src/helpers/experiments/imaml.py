@@ -29,7 +29,7 @@ class Omniglot(OnOmniglot):
     """Few-shot Omniglot, as in section 4 of the paper: its inner rate and numbers of steps, MAML's network.
 
     The inner problem has its proximal term in every step, and the linear system is the paper's, v + Hv/λ (here λv +
-    Hv), which the released code's is not. With both, a fresh network does not get going at λ = 2: at φ* the pull equals
+    Hv), which the released code's is not. With both, a fresh network gets going slowly at λ = 2: at φ* the pull equals
     the gradient, so a margin m costs curvature in proportion, which has to be learned first, and below 2/α, where
     gradient descent approaches φ* (``strong``; the chapter derives it). The released code escapes because its inner
     steps leave the pull out. So a start is learned at λ = 0.2, where the accuracy comes to a halt; the run that is held
