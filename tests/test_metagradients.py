@@ -179,7 +179,7 @@ def test_full_omniglot_network():
 def plain_loop(learner, theta, tasks, create_graph=True):
     """The same meta-gradient from torch.autograd, task after task, without torch.func and the learner's methods."""
     theta = {name: value.clone().requires_grad_() for name, value in theta.items()}
-    moving = [name for name in theta if not name.startswith(RATE) and not name.endswith(".shift")]
+    moving = [name for name in theta if not name.startswith(RATE) and learner.model.adapts(name)]
     total, values = {name: torch.zeros_like(value) for name, value in theta.items()}, []
     count = len(tasks.support.x)
     for i in range(count):

@@ -218,24 +218,206 @@ def test_fresh_starts_over(whole, tmp_path):
     assert_same(whole[0], tmp_path)
 
 
+# ---------------------------------------- what a finished run leaves
+
+
+class Measured(TinyRun):
+    """Judged by its parameters themselves; ``ci95`` says how much they may move."""
+
+    ci95 = 1.0
+
+    def evaluate(self, theta):
+        total = sum(value.double().abs().sum().item() for value in theta.values())
+        return {"size": evaluation.Interval(total, self.ci95, 2)}
+
+
+def test_a_finished_run_keeps_its_parameters_alone_in_half_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tiny, "setup", lambda self, device, compiled: Measured(self))
+    train(tmp_path, budget=0)
+    begun, header = training.read_checkpoint(checkpoint(tmp_path))
+    assert "generator" in begun and any(name.startswith("adam/") for name in begun), "it could not go on"
+    assert header["precision"] == "single"
+    record = train(tmp_path)
+    kept, header = training.read_checkpoint(checkpoint(tmp_path))
+    assert header["precision"] == "half" and {value.dtype for value in kept.values()} == {torch.float16}
+    assert all(name.startswith("theta/") for name in kept)
+    theta = training.load_theta("tiny", tmp_path / "checkpoints")
+    assert {value.dtype for value in theta.values()} == {torch.float32}
+    # The record is of the file, not of what was in memory.
+    assert record["metrics"]["size"]["value"] == Measured(Tiny()).evaluate(theta)["size"].value
+    again = train(tmp_path)
+    assert again["metrics"] == record["metrics"] and again["provenance"]["slices"] == record["provenance"]["slices"]
+
+
+def test_single_precision_stays_where_half_would_move_a_metric(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tiny, "setup", lambda self, device, compiled: Measured(self))
+    monkeypatch.setattr(Measured, "ci95", 1e-9)
+    said = []
+    record = training.train(Tiny(), data=tmp_path, progress=False, say=said.append)
+    tensors, header = training.read_checkpoint(checkpoint(tmp_path))
+    assert header["precision"] == "single" and {value.dtype for value in tensors.values()} == {torch.float32}
+    assert "half of it would move size" in said[0]
+    theta = training.load_theta("tiny", tmp_path / "checkpoints")
+    assert record["metrics"]["size"]["value"] == Measured(Tiny()).evaluate(theta)["size"].value
+
+
+def test_what_half_precision_would_destroy_stays_single():
+    theta = {"weight": torch.randn(50, generator=runtime.generator(0)), "square": torch.tensor([1e-5, 1e-9])}
+    theta |= {"large": torch.tensor([1e5]), "count": torch.tensor([3])}
+    stored = training.halved(theta)
+    assert {name: value.dtype for name, value in stored.items()} == {
+        "weight": torch.float16, "square": torch.float32, "large": torch.float32, "count": torch.int64,
+    }  # fmt: skip
+
+
+def test_metrics_that_move():
+    def some(value, ci95, name="metric"):
+        return {name: evaluation.Interval(value, ci95, 3)}
+
+    assert training.moved(some(1.0, 0.1), some(1.009, 0.1)) == []
+    assert training.moved(some(1.0, 0.1), some(1.011, 0.1)) == ["metric"]
+    assert training.moved(some(1.0, float("nan")), some(1.002, float("nan"))) == ["metric"]
+    assert training.moved(some(1.0, 0.1), some(float("nan"), 0.1)) == ["metric"]
+    assert training.moved(some(1.0, 0.1, "seconds_each"), some(2.0, 0.1, "seconds_each")) == []
+
+
+def test_seconds_of_the_run_outlive_a_second_evaluation(tmp_path, monkeypatch):
+    def evaluate(self, theta):
+        return Measured.evaluate(self, theta) | (
+            {"seconds_per_iteration": evaluation.Interval(0.5, float("nan"), 9)} if self.calls else {}
+        )
+
+    monkeypatch.setattr(TinyRun, "evaluate", evaluate)
+    monkeypatch.setattr(TinyRun, "ci95", 1.0, raising=False)
+    assert train(tmp_path)["metrics"]["seconds_per_iteration"]["value"] == 0.5
+    assert train(tmp_path)["metrics"]["seconds_per_iteration"]["value"] == 0.5
+
+
+def rewritten(folder: Path, drop: str = "", **changes) -> None:
+    """The checkpoint with other words in its header, or without some of its tensors; with a right digest."""
+    from safetensors.torch import save_file
+
+    tensors, header = training.read_checkpoint(checkpoint(folder))
+    tensors = {name: value for name, value in tensors.items() if not drop or not name.startswith(drop)}
+    text = json.dumps(header | changes)
+    save_file(tensors, checkpoint(folder), {"metabook": text, "sha256": training.digest(text, tensors)})
+
+
+def test_an_unfinished_run_without_optimiser_or_generator_is_refused(tmp_path):
+    for drop in ("adam/", "generator"):
+        train(tmp_path, fresh=True, budget=0)
+        rewritten(tmp_path, drop)
+        assert "does not fit this experiment" in refused(lambda: train(tmp_path))
+
+
+def test_a_checkpoint_without_a_digest_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    train(tmp_path, budget=0)
+    tensors, header = training.read_checkpoint(checkpoint(tmp_path))
+    save_file(tensors, checkpoint(tmp_path), {"metabook": json.dumps(header)})
+    assert "'sha256'" in refused(lambda: train(tmp_path))
+
+
+# ---------------------------------------- another kind of device
+
+
+def test_a_generator_of_another_kind_is_seeded_anew(tmp_path):
+    """A file that says it comes from a GPU goes on here, from seed and iteration, and the record says so."""
+    train(tmp_path, budget=0)
+    at = iteration(tmp_path)
+    rewritten(tmp_path, generator="cuda")
+    record = train(tmp_path)
+    assert [s.get("reseeded", False) for s in record["provenance"]["slices"]] == [False, True]
+    first = stored(tmp_path)
+    for folder, generator in (("same", "cuda"), ("kept", "cpu")):
+        train(tmp_path / folder, budget=0)
+        assert iteration(tmp_path / folder) == at
+        rewritten(tmp_path / folder, generator=generator)
+        train(tmp_path / folder)
+    assert_same(tmp_path, tmp_path / "same")
+    assert not torch.equal(first[0]["theta/linear1.weight"], stored(tmp_path / "kept")[0]["theta/linear1.weight"])
+
+
+def test_no_two_runs_take_over_with_the_same_seed():
+    seeds = {training.seed_at(seed, iteration) for seed in range(30) for iteration in range(0, 3000, 100)}
+    assert len(seeds) == 30 * 30 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+# ---------------------------------------- a run that loses its footing
+
+
+def test_the_rule_of_quiet_points():
+    assert training.steady([9.0]) and training.steady([1.0, 50.0, 2.0, 3.0, 100.0]), "five points come first"
+    quiet = [1.0, 1.0, 1.2, 0.9, 1.0]
+    assert training.steady([*quiet, 2.0]) is True
+    assert training.steady([*quiet, 2.1]) is None and training.steady([*quiet, 4.0]) is None
+    assert training.steady([*quiet, 4.1]) is False and training.steady([*quiet, float("nan")]) is False
+    assert training.steady([100.0, *quiet, 2.0]) is True, "the last five points count"
+
+
+@dataclass(frozen=True)
+class Watched(Tiny):
+    """Its metric jumps where the outer rate has not been halved by iteration 80."""
+
+    iterations: int = 120
+    evaluate_every: int = 10
+    watched: str = "noise"
+
+    def config(self):
+        return {key: value for key, value in super().config().items() if key != "watched"}
+
+    def setup(self, device, compiled):
+        return WatchedRun(self)
+
+
+class WatchedRun(TinyRun):
+    seen: int = 0
+
+    def evaluate(self, theta):
+        self.seen += 1
+        return {"noise": evaluation.Interval(10.0 if self.seen == 8 else 1.0, 0.1, 2)}
+
+
+def test_a_watched_run_goes_back_and_on_at_half_the_rate(tmp_path, monkeypatch):
+    rates = []
+    apply = training.State.apply
+    monkeypatch.setattr(
+        training.State, "apply", lambda self, g, rate: (rates.append((self.iteration, rate)), apply(self, g, rate))
+    )
+    record = train(tmp_path, Watched())
+    assert record["provenance"]["returns"] == [{"from": 80, "to": 70}]
+    assert rates[:80] == [(i, 1e-3) for i in range(80)] and rates[80:] == [(i, 5e-4) for i in range(70, 120)]
+    assert [point["iteration"] for point in record["curve"]] == list(range(10, 120, 10))
+    (only,) = record["provenance"]["slices"]
+    assert (only["begin"], only["end"]) == (0, 120) and record["status"] == "complete"
+
+
+def test_a_watched_run_goes_back_also_behind_an_interruption(tmp_path, monkeypatch):
+    monkeypatch.setattr(WatchedRun, "seen", 0)
+    train(tmp_path / "whole", Watched())
+    calls = []
+    gradient = TinyRun.gradient
+
+    def interrupted(self, theta, generator):
+        calls.append(1)
+        if len(calls) == 75:
+            os.kill(os.getpid(), signal.SIGINT)
+        return gradient(self, theta, generator)
+
+    monkeypatch.setattr(TinyRun, "gradient", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Watched())
+    assert iteration(tmp_path) == 75
+    # The evaluation of the interrupted run's record counts as one look, so that the jump comes at the next point.
+    monkeypatch.setattr(WatchedRun, "seen", 7)
+    record = train(tmp_path, Watched())
+    assert record["provenance"]["returns"] == [{"from": 80, "to": 70}]
+    assert [(s["begin"], s["end"]) for s in record["provenance"]["slices"]] == [(0, 70), (70, 120)]
+    assert_same(tmp_path / "whole", tmp_path)
+
+
 # ---------------------------------------- what goes wrong
-
-
-def test_a_light_checkpoint_is_light_once_the_run_is_over(tmp_path):
-    class Light(Tiny):
-        light = True
-
-    path = tmp_path / "checkpoints" / "tiny.safetensors"
-    training.train(Light(), data=tmp_path, budget=0.0, progress=False, say=lambda _: None)
-    assert any(name.startswith("adam/") for name in training.read_checkpoint(path)[0]), "it could not go on"
-    training.train(Light(), data=tmp_path, progress=False, say=lambda _: None)
-    light, _ = training.read_checkpoint(path)
-    assert not any(name.startswith("adam/") for name in light)
-    training.train(Tiny(), data=tmp_path / "whole", progress=False, say=lambda _: None)
-    whole, _ = training.read_checkpoint(tmp_path / "whole" / "checkpoints" / "tiny.safetensors")
-    assert any(name.startswith("adam/") for name in whole)
-    for name, value in light.items():
-        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
 
 
 def test_nan_stops_with_iteration_and_checkpoint_named(tmp_path):

@@ -2,7 +2,11 @@
 
 One file holds everything that training needs to go on: parameters, optimiser, random generator, iteration and history,
 as a ``.safetensors`` file with a JSON header (no pickle). It is replaced atomically, so a killed run continues from its
-last checkpoint, bit for bit as if it had never stopped (on the same machine with the same engine settings).
+last checkpoint, bit for bit as if it had never stopped (on the same machine with the same engine settings). On another
+kind of device a run goes on too, with a generator that is seeded anew from seed and iteration.
+
+The file of a finished run holds its parameters alone, in half precision, and the record's metrics are those of the
+parameters as stored. Single precision stays where half of it would move a metric by a tenth of its interval.
 """
 
 from __future__ import annotations
@@ -12,10 +16,12 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import safetensors
@@ -31,6 +37,7 @@ from helpers.models import Params
 from helpers.runtime import UserError
 
 FORMAT = "metabook checkpoint 1"
+RETURNS = 6  # at most so often does a watched run go back
 LOG_EVERY = 100  # iterations between two entries of the history, and between two looks at the loss
 
 
@@ -68,7 +75,8 @@ class Experiment(Protocol):
     evaluate_every: int
     # Optional: ``outer``, "adam" (the default) or "sgd"; ``outer_rate_final``, to which the outer rate goes linearly,
     # ``outer_rate_hold``, the iterations before it begins to, and ``outer_rate_restarts``: see :func:`outer_rate`.
-    # ``light``: once the run is complete its checkpoint keeps no state of the optimiser, two thirds of the file.
+    # ``watched``, a metric of the points on the way: a run that loses its footing by the rule of :func:`steady` goes
+    # back to its last quiet point, and on at half the outer rate.
 
     def config(self) -> dict[str, Any]:
         """The whole configuration as JSON. A checkpoint of another configuration is refused."""
@@ -101,6 +109,10 @@ class State:
         self.window: list[Tensor] = []  # query losses since the last entry
         self.curve: list[dict[str, Any]] = []  # metrics along the way
         self.slices: list[dict[str, Any]] = []  # where and by what each stretch of iterations was computed
+        self.returns: list[dict[str, Any]] = []  # where a watched run went back to a quiet point
+        self.quiet: dict[str, Any] | None = None  # that point: iteration, θ and the optimiser's state
+        self.reseeded = False  # whether the generator was seeded anew, since the run came from another kind of device
+        self.precision = "single"
 
     def values(self) -> Params:
         """θ without its link to the optimiser."""
@@ -119,34 +131,46 @@ class State:
                 group["lr"] = rate
         self.optimizer.step()
 
-    def save(self, path: Path, config: dict[str, Any], light: bool = False) -> None:
-        """Write the checkpoint atomically; a ``light`` one without the optimiser's state, for a run that is over.
+    def save(self, path: Path, config: dict[str, Any], over: bool = False) -> None:
+        """Write the checkpoint atomically.
+
+        Args:
+            over: the run is finished, so that nothing is kept of its optimiser and generator.
 
         Raises:
             UserError: where that is not possible; the previous one then stands.
         """
-        tensors = {f"theta/{name}": value for name, value in self.values().items()}
-        for name, value in self.theta.items() if not light else ():
-            for slot, tensor in self.optimizer.state.get(value, {}).items():
-                tensors[f"adam/{slot}/{name}"] = tensor
-        tensors["generator"] = self.generator.get_state()
+        stored = halved(self.values()) if self.precision == "half" else self.values()
+        tensors = {f"theta/{name}": value for name, value in stored.items()}
+        if not over:
+            tensors |= self._moments()
+            tensors["generator"] = self.generator.get_state()
+            tensors |= self.quiet["tensors"] if self.quiet else {}
         header = {
             "format": FORMAT,
             "config": config,
             "iteration": self.iteration,
             "seconds": self.seconds,
+            "generator": self.generator.device.type,
+            "precision": self.precision,
             "losses": self.losses,
             "window": [loss.item() for loss in self.window],
             "curve": self.curve,
             "slices": self.slices,
+            "returns": self.returns,
+            "quiet": self.quiet["iteration"] if self.quiet else None,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = json.dumps(header)
         metadata = {"metabook": text, "sha256": digest(text, tensors)}
         runtime.write_atomically(path, safetensors.torch.save(tensors, metadata))
 
-    def restore(self, path: Path, config: dict[str, Any]) -> None:
+    def restore(self, path: Path, config: dict[str, Any], iterations: int, seed: int) -> None:
         """Continue from a checkpoint.
+
+        Args:
+            iterations: of the whole run; a file without optimiser and generator can only be a finished run's.
+            seed: of the run, for a generator of another kind than the file's.
 
         Raises:
             UserError: if the file is damaged or belongs to another configuration.
@@ -166,20 +190,17 @@ class State:
                 "start over with --fresh, or move it away"
             )
         try:
-            with torch.no_grad():
-                for name, value in self.theta.items():
-                    value.copy_(tensors[f"theta/{name}"])
-            for name, value in self.theta.items():
-                slots = {slot: tensors.get(f"adam/{slot}/{name}") for slot in ("step", "exp_avg", "exp_avg_sq")}
-                kept = {
-                    slot: tensor if slot == "step" else tensor.to(value.device)  # Adam counts its steps on the CPU
-                    for slot, tensor in slots.items()
-                    if tensor is not None
-                }
-                if kept:  # SGD has none
-                    self.optimizer.state[value] = kept
-            self.generator.set_state(tensors["generator"])
+            self._load(tensors)
+            if header.get("quiet") is not None:
+                kept = {name: value for name, value in tensors.items() if name.startswith("quiet/")}
+                self.quiet = {"iteration": header["quiet"], "tensors": kept}
+            self.returns = header.get("returns", [])
             self.iteration, self.seconds = header["iteration"], header["seconds"]
+            self.precision = header.get("precision", "single")
+            if self.iteration < iterations:
+                self._restore_generator(tensors["generator"], header, seed)
+                if isinstance(self.optimizer, torch.optim.Adam) and self.iteration and not self.optimizer.state:
+                    raise KeyError("no state of the optimiser")
             self.losses, self.curve, self.slices = header["losses"], header["curve"], header["slices"]
             like = next(iter(self.theta.values()), torch.zeros(0))  # an experiment that only measures has no θ
             device, dtype = like.device, like.dtype
@@ -190,6 +211,107 @@ class State:
                 f"the checkpoint {path} does not fit this experiment ({reason}): "
                 "start over with --fresh, or move it away"
             ) from None
+
+    def _moments(self) -> Params:
+        """What the optimiser remembers."""
+        return {
+            f"adam/{slot}/{name}": tensor
+            for name, value in self.theta.items()
+            for slot, tensor in self.optimizer.state.get(value, {}).items()
+        }
+
+    def _load(self, tensors: Params, prefix: str = "") -> None:
+        """Take over θ and what the optimiser remembers."""
+        with torch.no_grad():
+            for name, value in self.theta.items():
+                value.copy_(tensors[f"{prefix}theta/{name}"])
+        for name, value in self.theta.items():
+            slots = {slot: tensors.get(f"{prefix}adam/{slot}/{name}") for slot in ("step", "exp_avg", "exp_avg_sq")}
+            kept = {
+                # Adam counts its steps on the CPU.
+                slot: tensor.clone() if slot == "step" else tensor.to(value.device, copy=True)
+                for slot, tensor in slots.items()
+                if tensor is not None
+            }
+            if kept:  # SGD has none
+                self.optimizer.state[value] = kept
+
+    def remember(self) -> None:
+        """Keep this point as one to which a watched run can go back."""
+        now = {f"theta/{name}": value for name, value in self.values().items()} | self._moments()
+        tensors = {f"quiet/{name}": value.detach().clone() for name, value in now.items()}
+        self.quiet = {"iteration": self.iteration, "tensors": tensors}
+
+    def go_back(self) -> None:
+        """Return to the point that was kept; the generator goes on, so that other tasks are drawn from there."""
+        assert self.quiet is not None
+        back = self.quiet["iteration"]
+        self.returns.append({"from": self.iteration, "to": back})
+        self._load(self.quiet["tensors"], "quiet/")
+        self.iteration, self.window = back, []
+        self.losses = self.losses[: back // LOG_EVERY]
+        self.curve = [point for point in self.curve if point["iteration"] <= back]
+
+    def _restore_generator(self, state: Tensor, header: dict[str, Any], seed: int) -> None:
+        """Go on with the file's generator, or, where that is of another kind of device, with one seeded anew."""
+        if header.get("generator", "cpu") == self.generator.device.type:
+            self.generator.set_state(state)
+        else:
+            self.generator.manual_seed(seed_at(seed, self.iteration))
+            self.reseeded = True
+
+
+def seed_at(seed: int, iteration: int) -> int:
+    """The seed of a generator that takes over a run at an iteration: no other run or iteration has the same."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {iteration}".encode()).digest()[:7])
+
+
+def steady(values: Sequence[float]) -> bool | None:
+    """Whether a watched run stands at a quiet point: a rule that is fixed before any run.
+
+    Args:
+        values: the watched metric at all points so far, the present one last.
+
+    Returns:
+        True at a quiet point: the metric is at most twice the median of the five points before (or there are not yet
+        five). False where the run has lost its footing: the metric has doubled twice, to more than four times that
+        median. None in between. A value that is not finite is beyond every bound.
+    """
+    *before, now = values
+    if len(before) < 5:
+        return True if math.isfinite(now) else None
+    usual = median(before[-5:])
+    return True if now <= 2 * usual else None if now <= 4 * usual else False
+
+
+def halved(theta: Params) -> Params:
+    """θ in half precision, but for tensors that lose more by it than rounding, such as very small squares."""
+
+    def half(value: Tensor) -> Tensor:
+        if value.dtype != torch.float32:
+            return value
+        short = value.half()
+        error, size = (short.to(value.dtype) - value).abs(), value.abs()
+        fits = value.numel() and bool((error <= size / 1024 + 1e-6 * size.max()).all())
+        return short if fits else value
+
+    return {name: half(value) for name, value in theta.items()}
+
+
+def moved(single: dict[str, Interval], half: dict[str, Interval]) -> list[str]:
+    """Metrics that half precision moves by more than a tenth of their interval (or a thousandth, where there is none).
+
+    Metrics of the run itself, ``seconds…``, are no property of the parameters.
+    """
+
+    def far(name: str) -> bool:
+        before, after = single[name], half[name]
+        if math.isnan(before.value) and math.isnan(after.value):
+            return False
+        allowed = 0.1 * before.ci95 if before.ci95 > 0 else 1e-3 * abs(before.value)
+        return not abs(after.value - before.value) <= allowed
+
+    return [name for name in half if not name.startswith("seconds") and far(name)]
 
 
 def digest(header: str, tensors: dict[str, Tensor]) -> str:
@@ -215,7 +337,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header = json.loads(metadata["metabook"])
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
-        if "sha256" in metadata and metadata["sha256"] != digest(metadata["metabook"], tensors):
+        if metadata["sha256"] != digest(metadata["metabook"], tensors):  # a KeyError where it is missing
             raise ValueError("its digest is wrong")
         if not isinstance(header["config"], dict):
             raise ValueError("no configuration")
@@ -231,9 +353,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_theta(name: str, folder: Path | None = None) -> Params:
-    """Meta-parameters θ from the checkpoint of an experiment, on the CPU."""
+    """Meta-parameters θ from the checkpoint of an experiment, on the CPU; what was stored in half comes in single."""
     tensors, _ = read_checkpoint((folder or runtime.root() / "data" / "checkpoints") / f"{name}.safetensors")
-    return {key.removeprefix("theta/"): value for key, value in tensors.items() if key.startswith("theta/")}
+    theta = {key.removeprefix("theta/"): value for key, value in tensors.items() if key.startswith("theta/")}
+    return {name: value.float() if value.dtype == torch.float16 else value for name, value in theta.items()}
 
 
 @contextmanager
@@ -260,6 +383,7 @@ def train(
     budget: float | None = None,
     fresh: bool = False,
     compiled: bool = False,
+    form: str | None = None,
     data: Path | None = None,
     save_every: float = 60.0,
     progress: bool = True,
@@ -271,6 +395,8 @@ def train(
         budget: seconds of training in this call; the run then stops cleanly and its record is partial.
         fresh: ignore an existing checkpoint.
         compiled: use ``torch.compile``; other rounding, so part of what bit-identical resumption presumes.
+        form: how the estimator runs, a name of :data:`helpers.tracing.FORMS`, where the experiment leaves the choice;
+            by default ``"compiled"`` or ``"traced"``.
         data: folder with ``checkpoints/`` and ``records/``; by default ``data/`` of the checkout.
         save_every: seconds between checkpoints.
         progress: show a progress bar.
@@ -287,7 +413,8 @@ def train(
     data = data or runtime.root() / "data"
     path = data / "checkpoints" / f"{experiment.name}.safetensors"
     with runtime.only_one(path, f"training {experiment.name}"):
-        return _train(experiment, torch.device(device), budget, fresh, compiled, data, path, save_every, progress, say)
+        how = form or ("compiled" if compiled else "traced")
+        return _train(experiment, torch.device(device), budget, fresh, how, data, path, save_every, progress, say)
 
 
 def _train(
@@ -295,7 +422,7 @@ def _train(
     device: torch.device,
     budget: float | None,
     fresh: bool,
-    compiled: bool,
+    form: str,
     data: Path,
     path: Path,
     save_every: float,
@@ -308,14 +435,17 @@ def _train(
     config = experiment.config()
     # Asked once, at the start: what runs is the code as it was loaded, whatever is committed meanwhile.
     commit = runtime.commit()
-    run = experiment.setup(device, compiled)
+    run = experiment.setup(device, form == "compiled")
+    if hasattr(run, "use"):
+        run.use(form)
     generator = runtime.generator(experiment.seed, device)
     state = State(run.init(generator), experiment.outer_rate, generator, getattr(experiment, "outer", "adam"))
     look = getattr(run, "spot_check", run.evaluate)
     kept = path.exists() and not fresh
     if kept:
-        state.restore(path, config)
+        state.restore(path, config, experiment.iterations, experiment.seed)
     begin, started, already = state.iteration, time.monotonic(), state.seconds
+    watched = getattr(experiment, "watched", None)
 
     def check() -> None:
         """Look at the losses since the last look: nothing that is not finite may reach a checkpoint."""
@@ -335,14 +465,16 @@ def _train(
         check()
         elapsed = time.monotonic() - started
         state.seconds = already + elapsed
+        # A run that went back has fewer iterations than an earlier slice may say.
+        state.slices = [s | {"end": min(s["end"], begin)} for s in state.slices if s["begin"] < begin]
         if state.iteration > begin:
             this = {
-                "begin": begin, "end": state.iteration, "seconds": round(elapsed, 1), "compiled": compiled,
-                "commit": commit, "date": datetime.now(UTC).date().isoformat(), **runtime.machine(device),
+                "begin": begin, "end": state.iteration, "seconds": round(elapsed, 1), "compiled": form == "compiled",
+                "form": form, "commit": commit, "date": datetime.now(UTC).date().isoformat(),
+                **runtime.machine(device),
             }  # fmt: skip
-            state.slices = [s for s in state.slices if s["end"] <= begin] + [this]
-        over = state.iteration == experiment.iterations
-        state.save(path, config, light=over and getattr(experiment, "light", False))
+            state.slices.append(this | ({"reseeded": True} if state.reseeded else {}))
+        state.save(path, config, over=state.iteration == experiment.iterations)
         kept = True
 
     bar = tqdm(
@@ -357,7 +489,7 @@ def _train(
     with _stop_requests() as stop, bar:
         while state.iteration < experiment.iterations:
             gradient, loss = run.gradient(state.values(), generator)
-            state.apply(gradient, outer_rate(experiment, state.iteration))
+            state.apply(gradient, outer_rate(experiment, state.iteration) * 0.5 ** len(state.returns))
             state.iteration += 1
             state.window.append(loss.detach())
             bar.update()
@@ -368,6 +500,14 @@ def _train(
                 bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
             if state.iteration % experiment.evaluate_every == 0 and state.iteration < experiment.iterations:
                 state.curve.append({"iteration": state.iteration, "metrics": _entries(look(state.values()))})
+                quiet = steady([point["metrics"][watched]["value"] for point in state.curve]) if watched else None
+                if quiet:
+                    state.remember()
+                elif quiet is False and len(state.returns) < RETURNS:
+                    state.go_back()
+                    begin = min(begin, state.iteration)
+                    bar.reset()
+                    bar.update(state.iteration)
             now = time.monotonic()
             if stop or (budget is not None and now - started > budget):
                 break
@@ -375,7 +515,10 @@ def _train(
                 save()
                 saved = now
         save()
-    record = make_record(experiment, run, state, commit)
+        metrics = run.evaluate(state.values()) | _seconds(data / "records" / f"{experiment.name}.json", begin, state)
+        if state.iteration == experiment.iterations and state.precision == "single":
+            metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
+    record = make_record(experiment, run, state, commit, metrics)
     records.save(record, data / "records" / f"{experiment.name}.json")
     if hasattr(run, "table"):
         records.save_table(run.table(state.values()), data / "records" / f"{experiment.name}.csv.gz")
@@ -417,15 +560,50 @@ def _finite(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
     return {name: entry for name, entry in metrics.items() if math.isfinite(entry["value"])}
 
 
-def make_record(experiment: Experiment, run: Run, state: State, commit: str) -> records.Record:
-    """Evaluate the present parameters and lay the record out; ``commit`` is that of the code that evaluates."""
+def _seconds(path: Path, begin: int, state: State) -> dict[str, Interval]:
+    """Of a run that was finished before: what its record says of the time it took, which cannot be measured again."""
+    if begin < state.iteration or not path.exists():
+        return {}
+    kept = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+    return {
+        name: Interval(m["value"], math.nan if m["ci95"] is None else m["ci95"], m["n"])
+        for name, m in kept.items()
+        if name.startswith("seconds")
+    }
+
+
+def _settle(
+    run: Run, state: State, single: dict[str, Interval], save: Callable[[], None], say: Callable[[str], None]
+) -> dict[str, Interval]:
+    """Store a finished run in half precision, unless that moves its metrics; returns those of what is stored.
+
+    θ of ``state`` is then what the file holds.
+    """
+    before = state.values()
+    rounded = {name: value.to(before[name].dtype) for name, value in halved(before).items()}
+    half = run.evaluate(rounded)
+    if far := moved(single, half):
+        say(f"stored in single precision, since half of it would move {', '.join(far[:3])}")
+        return single
+    with torch.no_grad():
+        for name, value in state.theta.items():
+            value.copy_(rounded[name])
+    state.precision = "half"
+    save()
+    return single | half  # the time that the run took is in the first alone
+
+
+def make_record(
+    experiment: Experiment, run: Run, state: State, commit: str, metrics: dict[str, Interval]
+) -> records.Record:
+    """Lay the record out; ``commit`` is that of the code that evaluated ``metrics``."""
     done = state.iteration
     return {
         "experiment": experiment.name,
         "paper": experiment.paper,
         "status": "complete" if done == experiment.iterations else "partial",
         "iterations": {"done": done, "planned": experiment.iterations},
-        "metrics": _entries(run.evaluate(state.values())),
+        "metrics": _entries(metrics),
         "config": experiment.config(),
         "curve": [point | {"metrics": _finite(point["metrics"])} for point in state.curve],
         "losses": {"every": LOG_EVERY, "values": [round(loss, 5) for loss in state.losses]},
@@ -433,6 +611,7 @@ def make_record(experiment: Experiment, run: Run, state: State, commit: str) -> 
             "data": experiment.data(),
             "seconds": round(state.seconds, 1),
             "slices": state.slices,
+            **({"returns": state.returns} if state.returns else {}),
             "evaluated": {"commit": commit, "date": datetime.now(UTC).date().isoformat(), **runtime.machine("cpu")},
         },
     }

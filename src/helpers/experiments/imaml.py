@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_map
 
-from helpers import evaluation, losses, metagradients, runtime, training
+from helpers import evaluation, losses, metagradients, runtime, tracing, training
 from helpers.experiments import OnOmniglot, Recorded, part
 from helpers.learners import GradientDescent, HessianFree, MinibatchAdam, Proximal
 from helpers.models import ConvNet, Params
@@ -21,6 +21,7 @@ from helpers.tasks import Examples, FewShot, Tasks, minibatches, whole
 from helpers.tasks.images import ImageClasses, hashed_order
 
 TEST_SEED = 20_190_910  # of the test tasks; the same tasks for every experiment and every evaluation
+WATCH_SEED = 20_190_911  # of tasks of training characters, on which a run is watched
 LEAK_SEED = 2  # of the split that takes no notice of what was trained on
 
 
@@ -29,16 +30,17 @@ class Omniglot(OnOmniglot):
     """Few-shot Omniglot, as in section 4 of the paper: its inner rate and numbers of steps, MAML's network.
 
     The inner problem has its proximal term in every step, and the linear system is the paper's, v + Hv/λ (here λv +
-    Hv), which the released code's is not. With both, a fresh network gets going slowly at λ = 2: at φ* the pull equals
-    the gradient, so a margin m costs curvature in proportion, which has to be learned first, and below 2/α, where
-    gradient descent approaches φ* (``strong``; the chapter derives it). The released code escapes because its inner
-    steps leave the pull out. So a start is learned at λ = 0.2, where the accuracy comes to a halt; the run that is held
-    against the paper goes on from that start at the paper's λ = 2, without damping. It is short: a longer one loses its
-    footing (``long``).
+    Hv), which the released code's is not. What the inner problem is like depends on the network. With normalisation
+    last, a flattened end and a head that begins at zero (``norm-last``), the inner steps solve it at the paper's λ = 2
+    from a fresh start: these are the runs that are held against the paper, one with 32 steps of 0.05 and one with the
+    paper's 16 steps of 0.1. With MAML's network a fresh start hardly learns at λ = 2 (``strong``). So an older run
+    learned a start at λ = 0.2 (``weak``), and two went on from that start at λ = 2: ``staged`` for a short time, and
+    ``long``, which lost its footing.
 
     Attributes:
         solver: of the inner problem, ``"gradient"`` or ``"hessian-free"``.
-        network: ``"maml"``, MAML's; or ``"released"``, with the ends and the first weights of iMAML's code.
+        network: ``"maml"``, MAML's; ``"released"``, with the ends and the first weights of iMAML's code; or
+            ``"norm-last"``, with normalisation after ReLU, flattened, and a head that begins at zero.
         strength: λ.
         cg_steps: conjugate-gradient steps of the meta-gradient.
         damping: added to λ in the linear system alone. (The released code adds 10 to λ, and the identity once more.)
@@ -54,6 +56,8 @@ class Omniglot(OnOmniglot):
         diagnosed_tasks: test tasks on which the linear solver's residual is measured.
         chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.
         start: the experiment whose meta-parameters are the first ones; fresh ones if there is none.
+        watched: the metric of the points on the way by which training notices that the run loses its footing
+            (:func:`helpers.training.steady`); none for a run that is not watched.
     """
 
     name: str
@@ -84,11 +88,13 @@ class Omniglot(OnOmniglot):
     evaluate_every: int = 1_000
     chunk: int = 8
     start: str | None = None
+    watched: str | None = None
     paper: str = "imaml"
 
     def config(self) -> dict[str, Any]:
-        """The configuration as JSON; a start is named where there is one."""
-        return {key: value for key, value in super().config().items() if key != "start" or value}
+        """The configuration as JSON; what is optional and absent is not named."""
+        optional = ("start", "watched")
+        return {key: value for key, value in super().config().items() if key not in optional or value}
 
     def data(self) -> dict[str, Any]:
         """Digests of the images and of the split, and of the start."""
@@ -100,8 +106,15 @@ class Omniglot(OnOmniglot):
     def learner(self) -> Proximal:
         """Network, loss and inner loop."""
         # The first weights of the released code are √3 times Xavier's: with normalisation, a third of the curvature.
-        theirs = ConvNet(self.ways, head_scale=None, flatten=True, affine=True, gain=3**0.5)
-        model = {"maml": ConvNet(self.ways), "released": theirs}[self.network]
+        ends = {"flatten": True, "affine": True}
+        networks = {
+            "maml": ConvNet(self.ways),
+            "released": ConvNet(self.ways, head_scale=None, gain=3**0.5, **ends),
+            "norm-last": ConvNet(self.ways, head_scale=0.0, norm_last=True, **ends),
+        }
+        if self.network not in networks:
+            raise runtime.UserError(f"there is no network {self.network!r}: use {', '.join(networks)}")
+        model = networks[self.network]
         settings = {"strength": self.strength, "query_sets": self.query_sets}
         if self.solver == "hessian-free":
             settings |= {"solver_steps": self.newton_cg_steps, "damping": self.damping}
@@ -147,15 +160,24 @@ class OmniglotTraining:
         self.tests = {"test": self.draw(test), "leaking": self.draw(leaking)}
         trained = {name.removesuffix("/rot000") for name in train.names}
         self.share_trained = sum(name in trained for name in leaking.names) / len(leaking)
-        solver = partial(conjugate_gradient, steps=e.cg_steps, damping=e.damping)
-        self.estimator = metagradients.imaml(solver, by=metagradients.compiled if compiled else metagradients.traced)
-        # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
-        self.chunked = metagradients.chunked(self.estimator, e.chunk if device.type == "cpu" else None)
+        self.watched = self.draw(train, WATCH_SEED, e.diagnosed_tasks)
+        self.use("compiled" if compiled else "traced")
 
-    def draw(self, classes: ImageClasses) -> Tasks:
-        """The test tasks, drawn on the CPU so that they are the same on every device."""
+    def use(self, form: str) -> None:
+        """Run the estimator in one of the forms of :data:`helpers.tracing.FORMS`."""
         e = self.experiment
-        tasks = FewShot(classes.images, e.ways, e.shots, e.queries).sample(e.test_tasks, runtime.generator(TEST_SEED))
+        solver = partial(conjugate_gradient, steps=e.cg_steps, damping=e.damping)
+        pieces = "traced" if form == "captured" else form
+        self.estimator = metagradients.imaml(solver, by=tracing.FORMS[pieces] if form != "eager" else None)
+        whole = tracing.captured(self.estimator) if form == "captured" else self.estimator
+        # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
+        self.chunked = metagradients.chunked(whole, e.chunk if self.device.type == "cpu" else None)
+
+    def draw(self, classes: ImageClasses, seed: int = TEST_SEED, count: int | None = None) -> Tasks:
+        """``count`` tasks (those of a test), drawn on the CPU so that they are the same on every device."""
+        e = self.experiment
+        family = FewShot(classes.images, e.ways, e.shots, e.queries)
+        tasks = family.sample(count or e.test_tasks, runtime.generator(seed))
         return tree_map(lambda t: t.to(self.device), tasks)
 
     def init(self, generator: torch.Generator) -> Params:
@@ -173,7 +195,8 @@ class OmniglotTraining:
     def spot_check(self, theta: Params) -> dict[str, evaluation.Interval]:
         """The accuracies on the first test tasks alone: for the points on the way, and to check a record."""
         some = tree_map(lambda t: t[: self.experiment.spot_tasks], self.tests["test"])
-        return self._accuracies(theta, some, (self.experiment.headline_steps,))
+        measured = self._accuracies(theta, some, (self.experiment.headline_steps,))
+        return measured | (self._diagnosis(theta, self.watched, "spot") if self.experiment.watched else {})
 
     def _curve(self, learner: Proximal, theta: Params, tasks: Tasks, steps: tuple[int, ...], together=True) -> Tensor:
         return evaluation.adaptation_curve(learner, theta, tasks, steps, losses.accuracy, together, chunk=25)
@@ -200,16 +223,21 @@ class OmniglotTraining:
             free = self.learner.with_(strength=1e-30)
             unpulled = self._curve(free, theta, self.tests["test"], headline)
             measured["unpulled_accuracy"] = evaluation.interval(unpulled)
-        residuals, stationary, indefinite = [], [], []
+        measured |= self._diagnosis(theta, self.tests["test"], "solver")
+        return measured | (self._diagnosis(theta, self.watched, "spot") if e.watched else {})
+
+    def _diagnosis(self, theta: Params, tasks: Tasks, name: str) -> dict[str, evaluation.Interval]:
+        """How well the inner problems and the linear systems of the first tasks are solved: ``{name}_…``."""
+        e, found = self.experiment, []
         for begin in range(0, e.diagnosed_tasks, e.chunk):
-            some = tree_map(lambda t, begin=begin: t[begin : begin + e.chunk], self.tests["test"])
-            found = self.estimator.solve(self.learner.with_(query_sets=1), theta, some)
-            residuals.append(found.solution.residual)
-            stationary.append(found.stationarity)
-            indefinite.append(found.solution.indefinite.double())
-        for name, parts in (("residual", residuals), ("stationarity", stationary), ("indefinite", indefinite)):
-            measured[f"solver_{name}"] = evaluation.interval(torch.cat(parts).cpu())
-        return measured
+            some = tree_map(lambda t, begin=begin: t[begin : begin + e.chunk], tasks)
+            found.append(self.estimator.solve(self.learner.with_(query_sets=1), theta, some))
+        parts = {
+            "residual": [one.solution.residual for one in found],
+            "stationarity": [one.stationarity for one in found],
+            "indefinite": [one.solution.indefinite.double() for one in found],
+        }
+        return {f"{name}_{kind}": evaluation.interval(torch.cat(values).cpu()) for kind, values in parts.items()}
 
 
 def released(learner: Proximal, theta: Params, tasks: Tasks, cg_steps: int = 5) -> tuple[Params, Tensor]:
@@ -416,9 +444,15 @@ def experiments() -> list:
     further = {"strength": 2.0, "damping": 0.0, "seed": 1, "start": "imaml-omniglot-5w1s-weak"}
     further |= {"outer_rate_hold": 0, "outer_rate_restarts": ()}
     five_shot = {"shots": 5, "queries": 5, "query_sets": 1, "chunk": 2}
+    solved = {"network": "norm-last", "strength": 2.0, "damping": 0.0, "iterations": 10_000, "outer_rate_hold": 5_000}
+    solved |= {"outer_rate_restarts": (), "evaluate_every": 200, "spot_tasks": 50, "diagnosed_tasks": 64}
+    solved |= {"watched": "spot_stationarity"}
+    thirty_two = {"test_steps": (8, 32, 100), "headline_steps": 32}
     return [
+        Omniglot("imaml-omniglot-5w1s", **solved, inner_rate=0.05, inner_steps=32, outer_rate=1e-3, **thirty_two),
+        Omniglot("imaml-omniglot-5w1s-16-steps", **solved, outer_rate=4e-4),
         Omniglot("imaml-omniglot-5w1s-weak"),
-        Omniglot("imaml-omniglot-5w1s", iterations=2_000, outer_rate=7e-4, evaluate_every=500, **further),
+        Omniglot("imaml-omniglot-5w1s-staged", iterations=2_000, outer_rate=7e-4, evaluate_every=500, **further),
         *comparisons(),
         Omniglot("imaml-omniglot-5w1s-long", iterations=8_000, evaluate_every=2_000, **further),
         Omniglot(

@@ -282,7 +282,6 @@ class Tagging(OnJets):
     given: tuple[str, ...] = ("labels",)
     stress: bool = False
     evaluate_every: int = 250
-    light: bool = True
     paper: str = "jets"
 
     @property
@@ -506,7 +505,6 @@ class Matrix(OnJets):
     test_queries: int = 300
     tuning_queries: int = 100
     evaluate_every: int = 500
-    light: bool = True
     paper: str = "jets"
 
     def setup(self, device: torch.device, compiled: bool) -> MatrixTraining:

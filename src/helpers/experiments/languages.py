@@ -150,7 +150,6 @@ class Translation(Recorded):
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     steps: tuple[int, ...] = (1, 3, 10, 30, 100)
     fixed: tuple[int, float, int] = (30, 3e-3, 3)
-    light: bool = True
     paper: str = "metanmt"
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from helpers import evaluation, losses, metagradients, runtime
+from helpers import evaluation, losses, metagradients, runtime, tracing
 from helpers.experiments import OnOmniglot, Recorded, part
 from helpers.learners import GradientDescent
 from helpers.models import MLP, ConvNet, Params, stacked
@@ -92,12 +92,15 @@ class Training:
 
     def __init__(self, experiment: Omniglot, family: FewShot, device: torch.device, compiled: bool) -> None:
         self.experiment, self.family, self.learner = experiment, family, experiment.learner()
-        estimator = ESTIMATORS[experiment.estimator]
-        # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
-        chunk = experiment.chunk if device.type == "cpu" else None
-        estimator = metagradients.compiled(estimator) if compiled else metagradients.traced(estimator)
-        self.estimator = metagradients.chunked(estimator, chunk)
+        self.device = device
+        self.use("compiled" if compiled else "traced")
         self.test = experiment.test_batch(device)
+
+    def use(self, form: str) -> None:
+        """Run the estimator in one of the forms of :data:`helpers.tracing.FORMS`."""
+        estimator = tracing.FORMS[form](ESTIMATORS[self.experiment.estimator])
+        # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
+        self.estimator = metagradients.chunked(estimator, self.experiment.chunk if self.device.type == "cpu" else None)
 
     def init(self, generator: torch.Generator) -> Params:
         """Fresh meta-parameters."""

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +125,6 @@ class Study(Recorded, ABC):
     seeds: int = 5
     evaluate_every: int = 250
     paper: str = "ml3"
-    light: ClassVar[bool] = True  # loss networks are large and their runs short
 
     def data(self) -> dict[str, Any]:
         """The tasks are drawn, not stored."""

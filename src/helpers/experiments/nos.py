@@ -163,7 +163,6 @@ class Search(Recorded):
     recheck: int = 5
     seed: int = 0
     evaluate_every: int = 1_000_000
-    light: bool = True
     iterations: int = 240
     paper: str = "nos"
 

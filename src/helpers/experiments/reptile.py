@@ -12,7 +12,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from helpers import evaluation, losses, metagradients, runtime
+from helpers import evaluation, losses, metagradients, runtime, tracing
 from helpers.experiments import OnOmniglot, Recorded, part
 from helpers.learners import MinibatchAdam, MinibatchDescent
 from helpers.models import MLP, ConvNet, Params, stacked
@@ -88,9 +88,12 @@ class OmniglotTraining:
         self.experiment, self.device, self.learner = experiment, device, experiment.learner()
         self.family = FewShot(train.to(device), experiment.ways, experiment.train_shots, experiment.queries)
         self.test = test
-        fast = metagradients.compiled if compiled else metagradients.traced
-        self.estimator = fast(metagradients.reptile)
-        self.predict = Predictor(fast)
+        self.predict = Predictor(metagradients.compiled if compiled else metagradients.traced)
+        self.use("compiled" if compiled else "traced")
+
+    def use(self, form: str) -> None:
+        """Run the estimator in one of the forms of :data:`helpers.tracing.FORMS`."""
+        self.estimator = tracing.FORMS[form](metagradients.reptile)
 
     def init(self, generator: torch.Generator) -> Params:
         """Fresh meta-parameters."""

@@ -90,7 +90,6 @@ class Start(Recorded):
     test_tasks: int = 40
     test_queries: int = 40
     evaluate_every: int = 1_000_000
-    light: bool = True
     paper: str = "turtles"
 
     def __post_init__(self) -> None:

@@ -92,7 +92,6 @@ class Way(Recorded):
     seed: int = 0
     seeds: int = 3
     evaluate_every: int = 1_000_000
-    light: bool = True
     paper: str = "ways"
 
     def data(self) -> dict[str, Any]:
