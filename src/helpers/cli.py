@@ -104,7 +104,7 @@ def _train(experiment, budget: float | None, settings: dict[str, Any]) -> None:
 
 def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
     """Train experiments in this order until the time is spent; one that cannot be trained does not stop the others."""
-    started, status = time.monotonic(), 0
+    started, failed = time.monotonic(), []
     for experiment in chosen:
         left = None if budget is None else budget - (time.monotonic() - started)
         if left is not None and left <= 0:
@@ -117,8 +117,13 @@ def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
                 _train(experiment, left, settings)
         except UserError as error:
             print(f"metabook: {error}", file=sys.stderr)
-            status = 2
-    return status
+            failed.append(experiment.name)
+        except Exception as error:  # such as a full GPU or disk: the rest of the queue can still be trained
+            print(f"metabook: {experiment.name} failed ({type(error).__name__}: {error})", file=sys.stderr)
+            failed.append(experiment.name)
+    if failed:
+        print(f"metabook: not trained: {', '.join(failed)}; the messages above say why", file=sys.stderr)
+    return 2 if failed else 0
 
 
 def _complete(experiment) -> bool:
@@ -128,6 +133,20 @@ def _complete(experiment) -> bool:
     record = records.load(experiment.name, missing_ok=True)
     config = json.loads(json.dumps(experiment.config()))  # tuples become lists, as in the record
     return record is not None and record["status"] == "complete" and record["config"] == config
+
+
+def campaign(options: argparse.Namespace) -> None:
+    """Train by priority for some minutes, or take in what a campaign elsewhere brought."""
+    from helpers import campaign as library
+
+    if options.merge is not None:
+        if options.name or options.out is not None:
+            raise UserError("--merge takes a folder and nothing else")
+        library.merge(options.merge)
+        return
+    if options.out is None or options.minutes is None:
+        raise UserError("a campaign needs --minutes and --out, or --merge and the folder of an earlier one")
+    library.run(options.out, minutes=options.minutes, device=options.device, names=options.name, jobs=options.jobs)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -270,6 +289,22 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="use torch.compile, the default where it can work; go on with what the run began with",
     )
+
+    command = add(
+        "campaign",
+        campaign,
+        "train the long runs by priority for some minutes, several side by side, and pack what came of it",
+        "  metabook campaign --minutes 12 --device cuda --out brought   where a GPU is at hand\n"
+        "  metabook campaign --merge brought                            back home: into data/",
+    )
+    command.add_argument("name", nargs="*", help="experiments, in this order; those of data/campaign.yaml otherwise")
+    command.add_argument("--minutes", type=float, metavar="M", help="of wall time, evaluations and packing included")
+    command.add_argument("--device", default="auto", help="cpu, cuda or auto (the default)")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="where the packs go; a second call goes on there")
+    command.add_argument(
+        "--jobs", type=positive, metavar="N", help="runs side by side; one a core, at most six on a GPU"
+    )
+    command.add_argument("--merge", type=Path, metavar="FOLDER", help="put the packs of that folder into data/")
 
     command = add("check", check, "run the checks, tier by tier")
     command.add_argument("tier", nargs="*", help="unit, smoke, regression, book, records; all when none is named")

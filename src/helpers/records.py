@@ -77,14 +77,14 @@ def load(name: str, missing_ok: bool = False) -> Record | None:
             f"the record {path} is damaged ({error}): "
             f"restore it from version control or run `metabook train {name}` again"
         ) from None
-    if not _is_record(record, name):
+    if not is_record(record, name):
         raise UserError(
             f"{path} is not a record of {name}: restore it from version control or run `metabook train {name}` again"
         )
     return record
 
 
-def _is_record(content: Any, name: str) -> bool:
+def is_record(content: Any, name: str) -> bool:
     """Whether all that the code relies on is there; the schema in ``data/schemas`` says more, and a test asks it."""
     return (
         isinstance(content, dict)

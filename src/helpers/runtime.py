@@ -199,7 +199,11 @@ def only_one(path: Path, task: str) -> Iterator[None]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with ``+`` where tracked source was changed; ``"unknown"`` outside a repository."""
+    """The commit of the checkout, with ``+`` where tracked source was changed.
+
+    Outside a repository, as where a copy of the checkout was sent to another machine, it is what ``METABOOK_COMMIT``
+    says, or ``"unknown"``.
+    """
 
     def git(*words: str) -> str:
         ran = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True, check=True)
@@ -209,7 +213,7 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "src")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("METABOOK_COMMIT", "unknown")
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:

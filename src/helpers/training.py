@@ -396,7 +396,7 @@ def train(
         fresh: ignore an existing checkpoint.
         compiled: use ``torch.compile``; other rounding, so part of what bit-identical resumption presumes.
         form: how the estimator runs, a name of :data:`helpers.tracing.FORMS`, where the experiment leaves the choice;
-            by default ``"compiled"`` or ``"traced"``.
+            by default ``"compiled"`` or ``"traced"``. ``"fastest"`` tries them for some seconds each.
         data: folder with ``checkpoints/`` and ``records/``; by default ``data/`` of the checkout.
         save_every: seconds between checkpoints.
         progress: show a progress bar.
@@ -436,10 +436,15 @@ def _train(
     # Asked once, at the start: what runs is the code as it was loaded, whatever is committed meanwhile.
     commit = runtime.commit()
     run = experiment.setup(device, form == "compiled")
-    if hasattr(run, "use"):
-        run.use(form)
     generator = runtime.generator(experiment.seed, device)
-    state = State(run.init(generator), experiment.outer_rate, generator, getattr(experiment, "outer", "adam"))
+    first = run.init(generator)
+    if not hasattr(run, "use"):
+        form = "traced" if form == "fastest" else form
+    elif form == "fastest":
+        form = fastest(run, first, device, budget, say)
+    else:
+        run.use(form)
+    state = State(first, experiment.outer_rate, generator, getattr(experiment, "outer", "adam"))
     look = getattr(run, "spot_check", run.evaluate)
     kept = path.exists() and not fresh
     if kept:
@@ -527,6 +532,36 @@ def _train(
     if stop:
         raise KeyboardInterrupt
     return record
+
+
+def fastest(
+    run: Any, theta: Params, device: torch.device, budget: float | None = None, say: Callable[[str], None] = print
+) -> str:
+    """Try the forms in which a run can be executed, leave it in the fastest, and return that one's name.
+
+    Compiling takes minutes, so that it is tried only where at least a quarter of an hour is to be trained; a CUDA graph
+    is tried on a GPU. A form that fails is passed over.
+    """
+    kinds = ["eager", "traced"] + ["captured"] * (device.type == "cuda")
+    kinds += ["compiled"] * (runtime.can_compile() and (budget is None or budget >= 900))
+    found: dict[str, float] = {}
+    kept: dict[str, dict[str, Any]] = {}
+    for form in kinds:
+        draws = runtime.generator(0, device)
+        try:
+            run.use(form)
+            run.gradient(theta, draws)[1].item()  # recording, capturing or compiling
+            began, calls = time.monotonic(), 0
+            while calls < 3 or (time.monotonic() - began < 2 and calls < 200):
+                run.gradient(theta, draws)[1].item()  # waits for the device
+                calls += 1
+            found[form], kept[form] = (time.monotonic() - began) / calls, vars(run).copy()
+        except RuntimeError as error:
+            say(f"{form}: failed ({' '.join(str(error).split())[:120]})")
+    best = min(found, key=found.__getitem__)
+    vars(run).update(kept[best])  # with what was recorded, so that nothing is recorded again
+    say(", ".join(f"{form} {1000 * seconds:.1f} ms" for form, seconds in found.items()) + f" an iteration: {best}")
+    return best
 
 
 def outer_rate(experiment: Experiment, iteration: int) -> float:

@@ -199,7 +199,8 @@ class OmniglotTraining:
         return measured | (self._diagnosis(theta, self.watched, "spot") if self.experiment.watched else {})
 
     def _curve(self, learner: Proximal, theta: Params, tasks: Tasks, steps: tuple[int, ...], together=True) -> Tensor:
-        return evaluation.adaptation_curve(learner, theta, tasks, steps, losses.accuracy, together, chunk=25)
+        chunk = 25 if self.device.type == "cpu" else 300
+        return evaluation.adaptation_curve(learner, theta, tasks, steps, losses.accuracy, together, chunk=chunk)
 
     def _accuracies(self, theta: Params, tasks: Tasks, steps: tuple[int, ...]) -> dict[str, evaluation.Interval]:
         """``{kind}_accuracy_{steps}``, for the headline's steps also from the first tasks; ``test_accuracy`` first."""
@@ -229,8 +230,9 @@ class OmniglotTraining:
     def _diagnosis(self, theta: Params, tasks: Tasks, name: str) -> dict[str, evaluation.Interval]:
         """How well the inner problems and the linear systems of the first tasks are solved: ``{name}_…``."""
         e, found = self.experiment, []
-        for begin in range(0, e.diagnosed_tasks, e.chunk):
-            some = tree_map(lambda t, begin=begin: t[begin : begin + e.chunk], tasks)
+        size = e.chunk if self.device.type == "cpu" else e.diagnosed_tasks
+        for begin in range(0, e.diagnosed_tasks, size):
+            some = tree_map(lambda t, begin=begin: t[begin : begin + size], tasks)
             found.append(self.estimator.solve(self.learner.with_(query_sets=1), theta, some))
         parts = {
             "residual": [one.solution.residual for one in found],
@@ -447,9 +449,9 @@ def experiments() -> list:
     solved = {"network": "norm-last", "strength": 2.0, "damping": 0.0, "iterations": 10_000, "outer_rate_hold": 5_000}
     solved |= {"outer_rate_restarts": (), "evaluate_every": 200, "spot_tasks": 50, "diagnosed_tasks": 64}
     solved |= {"watched": "spot_stationarity"}
-    thirty_two = {"test_steps": (8, 32, 100), "headline_steps": 32}
+    thirty_two = {"inner_rate": 0.05, "inner_steps": 32, "test_steps": (8, 32, 100), "headline_steps": 32}
     return [
-        Omniglot("imaml-omniglot-5w1s", **solved, inner_rate=0.05, inner_steps=32, outer_rate=1e-3, **thirty_two),
+        Omniglot("imaml-omniglot-5w1s", **solved | thirty_two),
         Omniglot("imaml-omniglot-5w1s-16-steps", **solved, outer_rate=4e-4),
         Omniglot("imaml-omniglot-5w1s-weak"),
         Omniglot("imaml-omniglot-5w1s-staged", iterations=2_000, outer_rate=7e-4, evaluate_every=500, **further),
@@ -459,7 +461,7 @@ def experiments() -> list:
             "imaml-omniglot-5w1s-strong", strength=2.0, iterations=2_000, outer_rate_hold=2_000, outer_rate_restarts=()
         ),
         Omniglot("imaml-hf-omniglot-5w1s", **newton),
-        Omniglot("imaml-omniglot-5w5s", **five_shot),
+        Omniglot("imaml-omniglot-5w5s", **solved | thirty_two | five_shot),
         Omniglot("imaml-hf-omniglot-5w5s", **newton | five_shot),
         Omniglot("imaml-omniglot-20w1s", **twenty_way),
         Omniglot("imaml-hf-omniglot-20w1s", **twenty_way | newton),
