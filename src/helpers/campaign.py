@@ -19,6 +19,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from helpers.runtime import UserError
 PACKS, PACK_BYTES = 6, 14_000_000  # at most so many files, each at most so large
 SUFFIXES = {".safetensors": "checkpoints", ".json": "records", ".csv.gz": "records"}
 GRACE = 90.0  # seconds between the end of training and the end of the campaign: for the evaluations
+STOP = 20.0  # seconds in which a process that is asked to stop must have written its checkpoint
 
 
 def plan(path: Path | None = None, device: str = "cpu") -> list[str]:
@@ -94,6 +96,7 @@ def run(
     names: Sequence[str] = (),
     jobs: int | None = None,
     data: Path | None = None,
+    save_every: float = 60.0,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Train what the plan says until the time is over, and pack what came of it.
@@ -105,6 +108,7 @@ def run(
         names: experiments instead of the plan's, in their order.
         jobs: side by side; by default one a core, on a GPU at most six.
         data: where checkpoints and records are; by default ``data/`` of the checkout. It stays as it is.
+        save_every: seconds between checkpoints.
         say: receives a line about everything that begins or ends.
 
     Returns:
@@ -136,9 +140,10 @@ def run(
                 queue.append(name)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = jobs or (min(6, max(1, cores - 1)) if where.type == "cuda" else cores)
-        end = started + 60 * minutes
+        end = started + 60 * minutes - min(STOP, 6 * minutes)  # what is late is stopped by then, and packed
         try:
-            _side_by_side(queue, where.type, data, work, jobs, end, say)
+            begin = partial(_start, device=where.type, data=data, work=work, save_every=save_every)
+            _side_by_side(queue, begin, work, jobs, end, say)
         finally:
             packs = pack(out, data, say)
     return packs
@@ -158,7 +163,12 @@ def _done(experiment, data: Path) -> bool:
 
 
 def _side_by_side(
-    queue: list[str], device: str, data: Path, work: Path, jobs: int, end: float, say: Callable[[str], None]
+    queue: list[str],
+    begin: Callable[..., subprocess.Popen],
+    work: Path,
+    jobs: int,
+    end: float,
+    say: Callable[[str], None],
 ) -> None:
     """Keep ``jobs`` processes busy until the queue is empty or the time is over; every one of them is stopped."""
     running: dict[str, subprocess.Popen] = {}
@@ -170,15 +180,13 @@ def _side_by_side(
             left = end - grace - time.monotonic()
             while queue and len(running) < jobs and left > grace / 2:
                 name = queue.pop(0)
-                running[name] = _start(name, device, data, work, left)
+                running[name] = begin(name, budget=left)
                 say(f"{name}: begun")
             for name, child in list(running.items()):
                 if child.poll() is not None:
                     del running[name]
                     last = _last_line(work / f"{name}.log")
-                    say(
-                        f"{name}: {'ended' if child.returncode == 0 else f'stopped, status {child.returncode}'}: {last}"
-                    )
+                    say(last if child.returncode == 0 else f"{name}: stopped, status {child.returncode}: {last}")
             if time.monotonic() > end or (queue and not running and left <= grace / 2):
                 break
             time.sleep(0.2)
@@ -188,7 +196,7 @@ def _side_by_side(
         _stop(running, say)
 
 
-def _start(name: str, device: str, data: Path, work: Path, budget: float) -> subprocess.Popen:
+def _start(name: str, budget: float, device: str, data: Path, work: Path, save_every: float) -> subprocess.Popen:
     """Train one experiment in a process of its own; the committed checkpoint is where it begins."""
     for kind, suffix in (("checkpoints", ".safetensors"), ("records", ".json")):
         source, target = data / kind / f"{name}{suffix}", work / kind / f"{name}{suffix}"
@@ -199,14 +207,14 @@ def _start(name: str, device: str, data: Path, work: Path, budget: float) -> sub
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (work / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
-            [*command, name, device, str(work), f"{budget:.1f}"],
+            [*command, name, device, str(work), f"{budget:.1f}", str(save_every)],
             env={**os.environ, **threads, "PYTHONPATH": path},
             stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C comes to this process alone, which then stops the others
         )  # fmt: skip
 
 
-def work(name: str, device: str, data: str, budget: str) -> int:
+def work(name: str, device: str, data: str, budget: str, save_every: str) -> int:
     """What a process of the campaign does: train one experiment in the fastest form, then evaluate it."""
     torch.set_num_threads(1)
     runtime.keep_memory()
@@ -215,13 +223,13 @@ def work(name: str, device: str, data: str, budget: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         training.train(
-            experiments.find(name), device=device, budget=float(budget), form="fastest", data=Path(data), progress=False
-        )
+            experiments.find(name), device=device, budget=float(budget), form="fastest", data=Path(data),
+            save_every=float(save_every), progress=False,
+        )  # fmt: skip
     except UserError as error:
         print(f"metabook: {error}")
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the checkpoint is kept")
+    except KeyboardInterrupt:  # the line about the run, if there is one, stands above
         return 130
     except (RuntimeError, OSError) as error:  # such as a full GPU: the other runs go on
         print(f"metabook: {name} failed ({' '.join(str(error).split())[:200]})")
@@ -238,14 +246,14 @@ def _stop(running: dict[str, subprocess.Popen], say: Callable[[str], None]) -> N
     """Ask all processes to write their checkpoints and end; those that are still there after a while are killed."""
     for child in running.values():
         child.send_signal(signal.SIGINT)
-    late = time.monotonic() + 20
+    late = time.monotonic() + STOP / 2
     for name, child in running.items():
         try:
             child.wait(max(0.1, late - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-            say(f"{name}: killed while it was being evaluated; its checkpoint is kept, its record is not written")
+            say(f"{name}: stopped while it was being evaluated; its checkpoint is kept, its record is not written")
 
 
 # ---------------------------------------- packing and merging
@@ -336,7 +344,8 @@ def _members(pack: Path) -> list[tuple[tuple[str, str], bytes]]:
                     raise UserError(f"{pack} holds {member.name!r}, which is no file of a campaign: it is not used")
                 members.append(((file.removesuffix(suffix), suffix), content.read()))
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{pack} is damaged ({error}): copy it again from where the campaign ran") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{pack} is damaged ({reason}): copy it again from where the campaign ran") from None
     return members
 
 
