@@ -21,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch._decomp.decompositions_for_jvp  # compiles Python source at import: before anything is replaced
 from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
