@@ -104,6 +104,8 @@ class _Card(TorchDispatchMode):
                 mark = CARD
             elif _asked:
                 mark = CPU
+            elif packet is _ATEN._to_copy and mark is CPU:
+                mark = NEUTRAL  # replayed: a recording says "cpu" of either device
         elif not tensors and not _asked:
             mark = NEUTRAL
         if kwargs.get("generator") is not None:
@@ -179,8 +181,8 @@ def _moved(self: Tensor, *args, **kwargs) -> Tensor:
         device, dtype = other.device, other.dtype
     elif rest and isinstance(rest[0], str | int | torch.device):
         device = rest.pop(0)
-    if rest and isinstance(rest[0], torch.dtype):
-        dtype = rest.pop(0)
+    if rest and (rest[0] is None or isinstance(rest[0], torch.dtype)):
+        dtype = rest.pop(0) or dtype
     device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device) if device else None
     if device is None or device.type == device_of(self).type:
         return _to(self, dtype or self.dtype, *rest, **kwargs)

@@ -44,7 +44,7 @@ TURTLES = {
     "families": 2, "steps": 1, "step_tasks": 2, "query_tasks": 2, "hidden": (4,), "seeds": 2, "measured": (0, 1),
     "sgd_rates": (0.1,), "adam_rates": (0.01,), "levels": (1.0,),
 }  # fmt: skip
-CHILDREN = nos.Children(train=100, valid=50, test=50, filters=2, epochs=1, chunk=7)
+CHILDREN = nos.Children(train=100, valid=50, test=50, batch=50, filters=2, epochs=1, chunk=7)
 
 
 def on_omniglot(kind, **settings):
@@ -82,7 +82,7 @@ MINIATURES = {
     "sine-starts": lambda: ml3.SineStudy("mini", points=7, hidden=(5,), test_tasks=2, far=2, starts=3, **ML3),
     "shaped": lambda: ml3.ShapedSine("mini", points=6, test_tasks=2, seeds=2, meta_batch=2, way=2),
     "inverse": lambda: ml3.InverseDynamics("mini", points=6, hidden=(5,), test_tasks=2, **ML3),
-    "car": lambda: ml3_control.Car("mini", hidden=3, loss_width=5, test_policies=2, test_steps=(0, 1, 10), **ML3),
+    "car": lambda: ml3_control.Car("mini", hidden=3, loss_width=5, test_policies=2, test_steps=(0, 1, 2, 10), **ML3),
     "mass": lambda: ml3_control.Reaching(
         "mini", body="mass", hidden=(4,), loss_width=5, horizon=4, test_goals=2, test_steps=(0, 2), **ML3
     ),
@@ -104,11 +104,11 @@ MINIATURES = {
         ppo_goals=1,
     ),
     "nos": lambda: nos.Search(
-        "mini", CHILDREN, searches=2, proposals=2, rounds=1, ppo_steps=2, population=2, tournament=1, recheck=1
+        "mini", CHILDREN, searches=2, proposals=2, rounds=1, ppo_steps=2, iterations=2, population=2, tournament=1, recheck=1
     ),
     "nos-transfer": lambda: nos_transfer.Transfer(
         "mini", rules=(*nos_transfer.TABLE[:2], ("rule04", PAPER_RULES[3], "linear")), size=8, train=100, valid=50,
-        test=50, epochs=1, seeds=2, found=0, chunk=5, rates=(1e-2,),
+        test=50, batch=50, epochs=1, seeds=2, found=0, chunk=5, rates=(1e-2,),
     ),
     **{
         f"jets-{method}-{inner}": lambda method=method, inner=inner: jets.Tagging(
