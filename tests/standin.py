@@ -140,11 +140,13 @@ def _checked(function, packet, args: tuple, tensors: list[Tensor]) -> Any:
         marks = [into, *(_mark(t) for t in values)]
     elif torch.Tag.pointwise in function.tags or packet in _SCALARS or packet.__name__.startswith("_foreach"):
         written = function._schema.is_mutable  # then the first may not be on another device than the result
-        marks = [m for n, (t, m) in enumerate(zip(tensors, marks)) if t.dim() or m is not CPU or (written and not n)]
+        pairs = enumerate(zip(tensors, marks, strict=True))
+        marks = [m for n, (t, m) in pairs if t.dim() or m is not CPU or (written and not n)]
     found = {mark for mark in marks if mark is not NEUTRAL}
     if len(found) > 1:
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({function})"
+            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+            f"({function})"
         )
     return found.pop() if found else NEUTRAL
 
@@ -256,7 +258,8 @@ class Generator(torch.Generator):
         state = super().get_state()
         if self.kind is CPU:
             return state
-        key = self.initial_seed().to_bytes(8, "little") + hash(state.numpy().tobytes()).to_bytes(8, "little", signed=True)
+        seed, place = self.initial_seed(), hash(state.numpy().tobytes())
+        key = seed.to_bytes(8, "little") + place.to_bytes(8, "little", signed=True)
         self._states[key] = state
         return torch.frombuffer(bytearray(key), dtype=torch.uint8)
 

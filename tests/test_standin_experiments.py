@@ -1,4 +1,4 @@
-"""Every kind of recorded experiment, in miniature, on a device that is not the CPU: two iterations and its evaluation."""
+"""Every kind of recorded experiment in miniature on a device that is not the CPU: two iterations, and evaluated."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ MINIATURES = {
         ppo_goals=1,
     ),
     "nos": lambda: nos.Search(
-        "mini", CHILDREN, searches=2, proposals=2, rounds=1, ppo_steps=2, iterations=2, population=2, tournament=1, recheck=1
+        "mini", CHILDREN, searches=2, proposals=2, rounds=1, ppo_steps=2, iterations=2, population=2, tournament=1,
+        recheck=1,
     ),
     "nos-transfer": lambda: nos_transfer.Transfer(
         "mini", rules=(*nos_transfer.TABLE[:2], ("rule04", PAPER_RULES[3], "linear")), size=8, train=100, valid=50,
