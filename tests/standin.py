@@ -27,7 +27,6 @@ from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from helpers import tracing
 
@@ -37,12 +36,13 @@ FACTORIES = ("arange", "empty", "eye", "full", "linspace", "logspace", "ones", "
              "zeros", "empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like")  # fmt: skip
 
 _ATEN = torch.ops.aten
-_COPIES = {_ATEN.copy_, _ATEN.copy, _ATEN._foreach_copy_}  # between devices, as they like
+# Between devices, as they like; and a tensor put onto another storage is where that is.
+_COPIES = {_ATEN.copy_, _ATEN.copy, _ATEN._foreach_copy_, _ATEN.set_}
 _INDEXING = {_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_, _ATEN._unsafe_index}
 _SCALARS = {_ATEN.where, _ATEN.masked_fill, _ATEN.masked_fill_, _ATEN.fill_, _ATEN.fill}  # like pointwise operations
 
 _to, _numpy, _deepcopy = Tensor.to, Tensor.numpy, Tensor.__deepcopy__
-_device = torch._C.TensorBase.device.__get__
+_device, _on_cpu = torch._C.TensorBase.device.__get__, torch._C.TensorBase.is_cpu.__get__
 _marks: dict[int, tuple[StorageWeakRef, Any]] = {}  # by the address of a storage, which a weak reference keeps its own
 _generators: set[int] = set()
 _asked = 0  # whether a device was named from Python at this moment, and not by PyTorch
@@ -63,8 +63,12 @@ def _mark(tensor: Tensor) -> Any:
 
 def _set(tensor: Tensor, mark: Any) -> None:
     storage = tensor.untyped_storage()
+    kept = _marks.get(storage._cdata)
+    if kept and kept[1] is mark and not kept[0].expired():
+        return
     if mark is CPU:
-        _marks.pop(storage._cdata, None)
+        if kept:
+            del _marks[storage._cdata]
         return
     _marks[storage._cdata] = (StorageWeakRef(storage), mark)
     if len(_marks) > _set.limit:
@@ -85,14 +89,25 @@ def device_of(tensor: Tensor) -> torch.device:
     return CARD if actual.type == "cpu" and _mark(tensor) is CARD else actual
 
 
+def _tensors(values) -> list[Tensor]:
+    """Those among the arguments or results of an operation, which holds them in lists at most."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += [item for item in value if isinstance(item, Tensor)]
+    return found
+
+
 class _Card(TorchDispatchMode):
     """Checks and marks every operation on tensors that have values."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = _tensors(args) + _tensors(kwargs.values())
         asked = kwargs.get("device")
-        if any(isinstance(t, FakeTensor) or _device(t).type != "cpu" for t in tensors):
+        if any(isinstance(t, FakeTensor) or not _on_cpu(t) for t in tensors):
             return function(*args, **kwargs)
         if asked is not None and asked.type not in ("cpu", "cuda"):
             return function(*args, **kwargs)
@@ -116,9 +131,8 @@ class _Card(TorchDispatchMode):
                 )
         results = function(*args, **kwargs)
         if packet not in _COPIES:
-            for result in tree_leaves(results):
-                if isinstance(result, Tensor):
-                    _set(result, mark)
+            for result in _tensors((results,)):
+                _set(result, mark)
         return results
 
 
