@@ -58,13 +58,13 @@ def _base(tensor: Tensor) -> Tensor:
 def _mark(tensor: Tensor) -> Any:
     """``CARD``, ``NEUTRAL`` or ``CPU``."""
     kept = _marks.get(tensor.untyped_storage()._cdata)
-    return kept[1] if kept and not kept[0].expired() else CPU
+    return kept[1] if kept else CPU
 
 
 def _set(tensor: Tensor, mark: Any) -> None:
     storage = tensor.untyped_storage()
     kept = _marks.get(storage._cdata)
-    if kept and kept[1] is mark and not kept[0].expired():
+    if kept and kept[1] is mark:
         return
     if mark is CPU:
         if kept:
@@ -104,8 +104,11 @@ class _Card(TorchDispatchMode):
     """Checks and marks every operation on tensors that have values."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = _tensors(args)
+        if not kwargs and tensors and all(type(t) is Tensor and _mark(t) is CPU for t in tensors):
+            return function(*args)  # as most operations are where little is on the card
         kwargs = dict(kwargs or {})
-        tensors = _tensors(args) + _tensors(kwargs.values())
+        tensors += _tensors(kwargs.values())
         asked = kwargs.get("device")
         if any(isinstance(t, FakeTensor) or not _on_cpu(t) for t in tensors):
             return function(*args, **kwargs)
