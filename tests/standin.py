@@ -103,6 +103,11 @@ def _tensors(values) -> list[Tensor]:
 class _Card(TorchDispatchMode):
     """Checks and marks every operation on tensors that have values."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled here, and the guard against it would cost as much as the check itself."""
+        return False
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         tensors = _tensors(args)
         if not kwargs and tensors and all(type(t) is Tensor and _mark(t) is CPU for t in tensors):
