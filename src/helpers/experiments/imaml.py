@@ -373,14 +373,16 @@ class ComparisonTraining:
 
     def init(self, generator: torch.Generator) -> Params:
         """One start a seed, each from a generator of its own that all methods share."""
-        starts = [self.learner.init(runtime.generator(self.experiment.seed + s)) for s in range(self.experiment.seeds)]
+        e, device = self.experiment, generator.device
+        starts = [self.learner.init(runtime.generator(e.seed + s, device)) for s in range(e.seeds)]
         return {f"{s}/{name}": value for s, start in enumerate(starts) for name, value in start.items()}
 
     def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
         """The estimator's gradient for every seed, and the mean query loss; the processor's seconds are counted."""
         e, gradients, all_losses = self.experiment, {}, []
         for s in range(e.seeds):
-            draws = runtime.generator(int(torch.randint(2**62, (), generator=generator)))
+            number = torch.randint(2**62, (), generator=generator, device=generator.device)
+            draws = runtime.generator(int(number), generator.device)
             tasks = self.family.sample(e.meta_batch, draws)
             begin = time.process_time()
             if e.method == "reptile":

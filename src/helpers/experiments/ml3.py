@@ -245,11 +245,11 @@ def few_starts(study: Study, few: int, count: int, generator: torch.Generator) -
 
     The few are the same whenever this is called.
     """
-    draws = runtime.generator(1)
+    draws, device = runtime.generator(1), generator.device
     pool = stacked([study.learner().model.init(draws) for _ in range(study.seeds * few)])
-    seed = torch.arange(count) // max(1, count // study.seeds) % study.seeds
-    row = seed * few + torch.randint(few, (count,), generator=generator)
-    return {name: value[row] for name, value in pool.items()}
+    seed = torch.arange(count, device=device) // max(1, count // study.seeds) % study.seeds
+    row = seed * few + torch.randint(few, (count,), generator=generator, device=device)
+    return {name: value.to(device)[row] for name, value in pool.items()}
 
 
 def chosen(rate: float) -> evaluation.Interval:
@@ -415,9 +415,9 @@ class ShapedSine(Study):
 
     def tasks(self, count: int, generator: torch.Generator) -> Started:
         """Frequencies and inputs drawn uniformly."""
-        low, high = self.truths
-        truth = low + (high - low) * torch.rand(count, 1, 1, generator=generator)
-        x = -5 + 10 * torch.rand(count, self.points, 1, generator=generator)
+        (low, high), device = self.truths, generator.device
+        truth = low + (high - low) * torch.rand(count, 1, 1, generator=generator, device=device)
+        x = -5 + 10 * torch.rand(count, self.points, 1, generator=generator, device=device)
         return begun(Frequency(), _waves(truth, x), generator)
 
     def landscape(self, theta: Params, truth: Tensor, omegas: Tensor) -> tuple[Tensor, Tensor]:
@@ -596,12 +596,14 @@ class InverseDynamics(Study):
 
     def motions(self, count: int, generator: torch.Generator) -> Examples:
         """``count`` motions: ``x`` ``[count, points, 4]``, ``y`` ``[count, points, 5]``, in the network's units."""
-        model, arm = self.learner().model, self.arm()
-        draw = torch.rand(count, 1, 2, self.waves, 2, generator=generator)
-        frequency = 2 * math.pi * torch.arange(1, self.waves + 1) / self.seconds
-        angle = frequency * torch.linspace(0, self.seconds, self.points)[:, None, None] + 2 * math.pi * draw[..., 0]
-        size = draw[..., 1] / torch.arange(1, self.waves + 1)
-        middle = math.pi * (2 * torch.rand(count, 1, 2, generator=generator) - 1)
+        model, arm, device = self.learner().model, self.arm(), generator.device
+        draw = torch.rand(count, 1, 2, self.waves, 2, generator=generator, device=device)
+        number = torch.arange(1, self.waves + 1, device=device)
+        at = torch.linspace(0, self.seconds, self.points, device=device)
+        frequency = 2 * math.pi * number / self.seconds
+        angle = frequency * at[:, None, None] + 2 * math.pi * draw[..., 0]
+        size = draw[..., 1] / number
+        middle = math.pi * (2 * torch.rand(count, 1, 2, generator=generator, device=device) - 1)
         q = middle + (size * angle.sin()).sum(-1)
         acceleration = -(size * frequency**2 * angle.sin()).sum(-1) / model.acceleration
         m = arm.mass_matrix(torch.cat([q, torch.zeros_like(q)], -1)) / model.inertia

@@ -196,8 +196,8 @@ class Reaching(Study):
         if self.goals is None:
             goals = env.goals(count, generator)
         else:
-            which = torch.randint(self.goals, (count,), generator=generator)
-            goals = env.goals(self.goals, runtime.generator(1))[which]
+            which = torch.randint(self.goals, (count,), generator=generator, device=generator.device)
+            goals = env.goals(self.goals, runtime.generator(1)).to(generator.device)[which]
         examples = Examples(torch.cat([start, goals], -1)[:, None], goals[:, None])
         if self.policies is None:
             return begun(self.learner().model, Started(examples, examples, {}), generator)
@@ -302,19 +302,21 @@ def fit_ensemble(experiment: Reaching, generator: torch.Generator) -> Params:
     Returns:
         Parameters of :func:`ensemble_step`, each with a leading axis of ``experiment.members``.
     """
-    e, env = experiment, experiment.env()
+    e, env, device = experiment, experiment.env(), generator.device
     data = random_rollouts(env, e.rollouts, env.horizon, generator)
     x = _normal(env, data.state, data.action).flatten(0, 1)
     y = (data.next_state - data.state)[..., 2:].flatten(0, 1)
-    fold = torch.randperm(len(x), generator=generator) % e.members if e.members > 1 else torch.ones(len(x))
+    fold = torch.ones(len(x), device=device)  # a single member leaves nothing out
+    if e.members > 1:
+        fold = torch.randperm(len(x), generator=generator, device=device) % e.members
     sizes = (x.shape[-1], *e.member_hidden, 2 * y.shape[-1])
     model = MLP(sizes, scale=None)
     params = stacked([model.init(generator) for _ in range(e.members)])
     params = {name: (v[:, :] if v.dim() == 3 else v).requires_grad_() for name, v in params.items()}
     optimizer = torch.optim.Adam(params.values(), lr=3e-3)
-    weight = (fold[None] != torch.arange(e.members)[:, None]).to(x.dtype)[..., None]
+    weight = (fold[None] != torch.arange(e.members, device=device)[:, None]).to(x.dtype)[..., None]
     for _ in range(e.member_epochs):
-        for batch in torch.randperm(len(x), generator=generator).split(128):
+        for batch in torch.randperm(len(x), generator=generator, device=device).split(128):
             mean, variance = ensemble(params, x[batch])
             error = (y[batch] - mean).square() / variance + variance.log()
             optimizer.zero_grad()
