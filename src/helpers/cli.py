@@ -134,7 +134,7 @@ def check(options: argparse.Namespace) -> int:
     """Run the tiers of checks."""
     from helpers import checks
 
-    return checks.run(options.tier)
+    return checks.run(options.tier, all_records=options.all)
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -272,7 +272,8 @@ def parser() -> argparse.ArgumentParser:
     )
 
     command = add("check", check, "run the checks, tier by tier")
-    command.add_argument("tier", nargs="*", help="unit, smoke, regression, book, records; all when none is named")
+    command.add_argument("tier", nargs="*", help="unit, chapters, smoke, book, records; all when none is named")
+    command.add_argument("--all", action="store_true", help="evaluate all records, not only those whose turn it is")
 
     add(
         "bench",
