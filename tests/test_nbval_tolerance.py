@@ -151,7 +151,7 @@ def test_wrong_number_fails_the_run_and_is_named(outcomes):
 
 
 def test_the_check_of_chapters_gives_the_verdicts_of_nbval(outcomes, tmp_path, monkeypatch):
-    """Cell by cell, although papermill runs cells otherwise; an error it does not accept, not even one that is meant."""
+    """Cell by cell, although papermill runs them otherwise; an error it does not accept, not even one that is meant."""
     monkeypatch.setenv("METABOOK_ROOT", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
     names = [name for name in CASES if name != "timing that fails" and "raises-exception" not in str(CASES[name])]
