@@ -165,4 +165,4 @@ def test_what_is_not_selected_is_not_skipped_either(project, monkeypatch, capsys
 
 def test_committed_seconds_are_of_committed_records():
     known = json.loads((root() / "tests" / "record-seconds.json").read_text(encoding="utf-8"))
-    assert known.keys() == {path.stem for path in (root() / "data" / "records").glob("*.json")}
+    assert known and known.keys() <= {path.stem for path in (root() / "data" / "records").glob("*.json")}

@@ -21,7 +21,7 @@ from test_metagradients import (
 )
 from torch.func import grad, vmap
 
-from helpers import losses, runtime, training
+from helpers import losses, metagradients, runtime, training
 from helpers.experiments.imaml import Omniglot, released
 from helpers.learners import STRENGTH, GradientDescent, HessianFree, Proximal
 from helpers.metagradients import chunked, imaml, maml, stepwise
@@ -302,6 +302,7 @@ def test_a_run_goes_on_where_another_ended(tmp_path, monkeypatch):
     tiny |= {"test_steps": (2,), "test_tasks": 2, "spot_tasks": 1, "diagnosed_tasks": 1}
     first, then = Omniglot("first", **tiny), Omniglot("then", start="first", **tiny)
     monkeypatch.setattr(omniglot, "load", lambda *_, **__: few)
+    monkeypatch.setattr(metagradients, "traced", lambda function: function)  # recording would take most of the time
     monkeypatch.setattr(omniglot, "provenance", lambda: few.provenance)
     monkeypatch.setattr(training, "load_theta", partial(training.load_theta, folder=tmp_path / "checkpoints"))
     setup = {"device": torch.device("cpu"), "compiled": False}
