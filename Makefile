@@ -10,7 +10,7 @@ unexport PYTHONPATH PYTHONHOME
 help:  ## print these targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
-book: $(STAMP)  ## run every chapter that changed and build the pages: _build/html/index.html
+book: $(STAMP)  ## run the chapters and build the pages, what changed of them: _build/html/index.html
 	@$(BIN)/python -m helpers.book run && $(BIN)/python -m helpers.book build
 
 test: $(STAMP)  ## unit, chapters, smoke, book and records checks; name some with TIERS="unit book"

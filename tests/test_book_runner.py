@@ -301,6 +301,7 @@ def test_an_unchanged_site_is_not_built_again(project, monkeypatch, capsys):
     assert not (project / "_build/html.digest").exists(), "what was not built to the end has no stamp"
 
 
+@pytest.mark.slow
 def test_site_is_built_and_checked_and_survives_a_bad_one(project, capsys):
     executed(project, new_output("display_data", data={"image/png": png(np.zeros((9, 9), np.uint8))}))
     index = book.build() / "index.html"

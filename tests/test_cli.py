@@ -384,6 +384,7 @@ sys.exit(cli.main(["train", "tiny", "--device", "cpu", "--no-compile", *sys.argv
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_run_leaves_a_record_and_goes_on_bit_for_bit(tmp_path, number):
     """A signal from outside, as Ctrl-C in a terminal or a machine that is shut down sends it."""
