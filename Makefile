@@ -10,10 +10,10 @@ unexport PYTHONPATH PYTHONHOME
 help:  ## print these targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
-book: $(STAMP)  ## run every chapter that changed and build the pages: _build/html/index.html
+book: $(STAMP)  ## run the chapters and build the pages, what changed of them: _build/html/index.html
 	@$(BIN)/python -m helpers.book run && $(BIN)/python -m helpers.book build
 
-test: $(STAMP)  ## unit, smoke, regression, book and records checks; name some with TIERS="unit book"
+test: $(STAMP)  ## unit, chapters, smoke, book and records checks; name some with TIERS="unit book"
 	@$(BIN)/python -m helpers.checks $(TIERS)
 
 lab: $(STAMP)  ## open the chapters in JupyterLab

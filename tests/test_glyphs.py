@@ -29,6 +29,7 @@ def few(tmp_path, monkeypatch):
     return tmp_path / "data" / "raw" / f"glyphs-{glyphs.VERSION}-0.npz"
 
 
+@pytest.mark.slow
 def test_counts_and_names(both):
     train, test = both["train"], both["test"]
     assert train.images.dtype == torch.uint8 and train.images.shape[1:] == (20, 28, 28)

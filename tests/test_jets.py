@@ -475,7 +475,6 @@ def test_importing_reads_no_file_and_needs_no_simulation():
     assert ran.stdout.strip() == "[]"
 
 
-@pytest.mark.skipif(not jets.home().is_file(), reason="the file of jets is not here")
 def test_the_shipped_file():
     samples = jets.load()
     assert jets.home().stat().st_size <= 20e6

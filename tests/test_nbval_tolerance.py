@@ -1,4 +1,4 @@
-"""The comparison in notebooks/conftest.py: what may differ passes, and a wrong number fails."""
+"""The comparison of outputs, by nbval and by `make test`: what may differ passes, and a wrong number fails."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from helpers import book, compare
 from helpers.runtime import root
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -104,21 +105,30 @@ CASES = {
         False,
     ),
     "silenced result": ("0.5;", [], {}, True),
+    "silenced result that was committed": ("0.5;", result(plain="0.5"), {}, True),
+    "ignored by a comment": ("# NBVAL_IGNORE_OUTPUT\nprint(0.5)", stdout("0.6\n"), {}, True),
+    "a line that is written over": ("print('1.5', end='\\r')\nprint('0.5')", stdout("0.5\n"), {}, True),
+    "no code": ("", [], {"never": "run"}, True),
     "never run": ("print(0.5)", [], {"never": "run"}, False),
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """All cases as the cells of one notebook, run by one pytest; which of them passed."""
-    folder = tmp_path_factory.mktemp("notebooks")
-    shutil.copy(root() / "notebooks" / "conftest.py", folder)
+def write(names, path):
+    """Cases as the cells of one notebook."""
     cells = []
-    for source, outputs, metadata, _ in CASES.values():
+    for source, outputs, metadata, _ in map(CASES.get, names):
         count = None if "never" in metadata else 1
         cells.append(new_code_cell(source, outputs=outputs, metadata=metadata, execution_count=count))
     notebook = new_notebook(cells=cells, metadata={"kernelspec": {"name": "no-such-kernel", "display_name": "x"}})
-    nbformat.write(notebook, folder / "cases.ipynb")
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """All cases run by one pytest; which of them passed."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    shutil.copy(root() / "notebooks" / "conftest.py", folder)
+    write(CASES, folder / "cases.ipynb")
     command = [sys.executable, "-m", "pytest", "--nbval", "-v", "-p", "no:cacheprovider", "-p", "no:xdist"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     ran = subprocess.run(
@@ -138,3 +148,30 @@ def test_wrong_number_fails_the_run_and_is_named(outcomes):
     ran, _ = outcomes
     assert ran.returncode == 1
     assert "number 1 differs: committed 0.12345, computed 0.12346" in ran.stdout
+
+
+def test_the_check_of_chapters_gives_the_verdicts_of_nbval(outcomes, tmp_path, monkeypatch):
+    """Cell by cell, although papermill runs them otherwise; an error it does not accept, not even one that is meant."""
+    monkeypatch.setenv("METABOOK_ROOT", str(tmp_path))
+    (tmp_path / "notebooks").mkdir()
+    names = [name for name in CASES if name != "timing that fails" and "raises-exception" not in str(CASES[name])]
+    write(names, committed := tmp_path / "notebooks" / "01_cases.ipynb")
+    copy = book.run_chapters(parameters={})["01_cases"]
+    found = compare.compare_cells(nbformat.read(committed, 4), nbformat.read(copy, 4))
+    verdicts = {name: not wrong for name, (_, wrong) in zip(names, found, strict=True)}
+    assert verdicts == {name: outcomes[1][name] for name in names}
+
+
+def test_a_copy_of_another_notebook_is_not_compared():
+    one, other = (new_notebook(cells=[new_code_cell(source, execution_count=1)]) for source in ("1", "2"))
+    with pytest.raises(ValueError, match="another notebook"):
+        list(compare.compare_cells(one, other))
+    with pytest.raises(ValueError, match="longer"):
+        list(compare.compare_cells(one, new_notebook(cells=one.cells + other.cells)))
+
+
+def test_cells_that_papermill_puts_in_are_left_out():
+    committed = new_notebook(cells=[new_code_cell("1", execution_count=1)])
+    injected = new_code_cell("profile = 'quick'", metadata={"tags": ["injected-parameters"]})
+    executed = new_notebook(cells=[injected, new_code_cell("1", execution_count=2, outputs=stdout("0.5"))])
+    assert [len(found) for _, found in compare.compare_cells(committed, executed)] == [1]

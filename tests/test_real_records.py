@@ -1,4 +1,7 @@
-"""Every committed record again: its checkpoint, evaluated on the real data, must give the record's numbers."""
+"""Committed records again: a checkpoint, evaluated on the real data, must give the record's numbers.
+
+A test is skipped only where a raw data set is not on this machine. What is committed must be there and whole.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,7 @@ import torch
 
 from helpers import experiments, records, training
 from helpers.experiments.maml import DIVERGED
-from helpers.runtime import UserError, root
-
-pytestmark = pytest.mark.records
+from helpers.runtime import DataAbsent, UserError, root
 
 FOLDER = root() / "data" / "records"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -77,26 +78,32 @@ def all_threads():
     torch.set_num_threads(before)
 
 
+def set_up(name):
+    """The experiment, and the run for which its data are laid out."""
+    try:
+        experiment = experiments.find(name)
+        return experiment, experiment.data(), experiment.setup(torch.device("cpu"), compiled=False)
+    except DataAbsent as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_checkpoint_gives_the_record(name):
+def test_checkpoint_is_that_of_the_record(name):
     record = records.load(name)
-    path = root() / "data" / "checkpoints" / f"{name}.safetensors"
-    if not path.exists():
-        pytest.skip(f"the checkpoint of {name} is not here")
-    _, header = training.read_checkpoint(path)
+    _, header = training.read_checkpoint(root() / "data" / "checkpoints" / f"{name}.safetensors")
     assert header["config"] == record["config"], f"record and checkpoint of {name} are of different runs"
-    if header["iteration"] != record["iterations"]["done"]:
-        pytest.skip(
-            f"{name} is being trained: its checkpoint is of iteration {header['iteration']:,}, "
-            f"its record of {record['iterations']['done']:,}"
-        )
+    done = record["iterations"]["done"]
+    assert header["iteration"] == done, f"let {name} finish, or take record and checkpoint of one run"
     experiment = experiments.find(name)
     ours = json.loads(json.dumps(experiment.config()))
     assert ours == record["config"], f"the experiment {name} was changed since its record was made"
-    try:
-        data, run = experiment.data(), experiment.setup(torch.device("cpu"), compiled=False)
-    except UserError as error:
-        pytest.skip(f"the data are not here: {error}")
+
+
+@pytest.mark.records
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoint_gives_the_record(name):
+    record = records.load(name)
+    _, data, run = set_up(name)
     assert data == record["provenance"]["data"], "the record is of other data"
     theta, spot = training.load_theta(name), getattr(run, "spot_check", None)
     measured = spot(theta) if spot else run.evaluate(theta)
@@ -125,12 +132,10 @@ def test_checkpoint_gives_the_record(name):
     assert not wrong, f"measured and recorded: {wrong}"
 
 
+@pytest.mark.records
 @pytest.mark.parametrize("name", sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz")))
 def test_table_is_that_of_the_checkpoint(name, tmp_path, monkeypatch):
-    try:
-        run = experiments.find(name).setup(torch.device("cpu"), compiled=False)
-    except UserError as error:
-        pytest.skip(f"the data are not here: {error}")
+    _, _, run = set_up(name)
     committed = records.load_table(name)
     records.save_table(run.table(training.load_theta(name)), tmp_path / f"{name}.csv.gz")
     monkeypatch.setattr(records, "folder", lambda: tmp_path)
@@ -150,3 +155,22 @@ def test_record_is_consistent(name):
         range(record["config"]["evaluate_every"], done + (done < planned), record["config"]["evaluate_every"])
     )
     assert record["provenance"]["seconds"] >= max(s["seconds"] for s in slices)
+
+
+def test_only_absent_raw_data_is_a_reason_to_skip(tmp_path, monkeypatch):
+    """Damage to what is committed is an error: the checkpoint that a run starts from, jets, names."""
+    from helpers.tasks import cifar10, digits, jets, names, omniglot
+
+    monkeypatch.setenv("METABOOK_ROOT", str(tmp_path))
+    monkeypatch.delenv("METABOOK_DATA", raising=False)
+    for load in (
+        lambda: omniglot.load("test", download=False),
+        lambda: digits.load("test", "mnist", download=False),
+        lambda: cifar10.load("test", 8, download=False),
+    ):
+        with pytest.raises(DataAbsent):
+            load()
+    for load in (jets.load, names.load, lambda: training.load_theta(NAMES[0])):
+        with pytest.raises(UserError) as caught:
+            load()
+        assert caught.type is UserError

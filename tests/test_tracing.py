@@ -24,10 +24,10 @@ def sinusoid_case(steps: int = 2, **settings):
 
 
 def image_case(steps: int = 2, **settings):
-    learner = GradientDescent(ConvNet(ways=3, filters=3, blocks=3), losses.cross_entropy, 0.4, steps, **settings)
+    learner = GradientDescent(ConvNet(ways=3, filters=2, blocks=2), losses.cross_entropy, 0.4, steps, **settings)
     draws = generator(1)
-    x = torch.rand(2, 5, 3, 1, 9, 12, generator=draws).double()
-    tasks = Tasks(*(Examples(part, torch.arange(3).repeat(5, 1)) for part in x))
+    x = torch.rand(2, 4, 3, 1, 5, 6, generator=draws).double()
+    tasks = Tasks(*(Examples(part, torch.arange(3).repeat(4, 1)) for part in x))
     return learner, learner.init(draws, torch.float64), tasks
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import yaml
 
+from helpers import checks
 from helpers.runtime import root
 
 FOLDER = root() / ".github" / "workflows"
@@ -56,6 +57,12 @@ def test_make_targets_exist(name):
     targets = set(re.findall(r"^([a-z]+):", (root() / "Makefile").read_text(), re.M)) | {".venv/.installed"}
     for command in steps(name):
         assert set(re.findall(r"\bmake ([\w./]+)", command)) <= targets
+
+
+def test_tiers_exist_and_one_machine_runs_all_of_them():
+    jobs = yaml.safe_load((FOLDER / "checks.yml").read_text())["jobs"]
+    tiers = [entry["tiers"].split() for entry in jobs["test"]["strategy"]["matrix"]["include"]]
+    assert {tier for some in tiers for tier in some} <= set(checks.TIERS) and [] in tiers
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

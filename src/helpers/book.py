@@ -4,17 +4,19 @@
     python -m helpers.book build | check | refresh [CHAPTER ...]
 
 ``run`` executes copies with papermill, so the working tree stays as it is: ``_build/book/NAME.ipynb``, beside it
-``NAME.digest``, which says from what it was made. ``build`` stages the configuration, the prose and the executed
-chapters in ``_build/site``, builds them with warnings as errors, checks the pages and only then puts them at
-``_build/html``.
+``NAME.digest``, which says from what it was made and how many seconds it took. ``build`` stages the configuration, the
+prose and the executed chapters in ``_build/site``, builds them with warnings as errors, checks the pages and only then
+puts them at ``_build/html``. What has not changed is neither run nor built again.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import base64
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -36,11 +38,20 @@ from helpers.runtime import UserError, root
 
 PROFILES = ("quick", "book", "paper")
 
+# Seconds of processor time that a chapter may take, its kernel's start included: shown, since machines differ.
+BUDGETS = {"quick": 30, "book": 120}
+
 # One thread a kernel: two OpenMP pools on two cores make each other several times slower, and the order of a sum
 # depends on the number of threads, so this is also the reproducible choice.
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
+
+
+def workers() -> int:
+    """How many processes with one thread each may run at a time: one a core, at least two."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(2, cores), 16)
 
 
 # ---------------------------------------- chapters
@@ -72,7 +83,7 @@ def select(names: Sequence[str] | None = None) -> list[str]:
 
 def parameters_of(chapter: str) -> list[str]:
     """Names assigned in the cell of a chapter that is tagged ``parameters``; empty when there is no such cell."""
-    for cell in _read(root() / "notebooks" / f"{chapter}.ipynb").cells:
+    for cell in read(root() / "notebooks" / f"{chapter}.ipynb").cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
             targets = [
                 target
@@ -84,7 +95,12 @@ def parameters_of(chapter: str) -> list[str]:
     return []
 
 
-def _read(path: Path):
+def read(path: Path):
+    """A notebook from a file.
+
+    Raises:
+        UserError: the file is missing or no notebook.
+    """
     import nbformat
 
     try:
@@ -114,7 +130,8 @@ def _surroundings() -> str:
     digest = hashlib.sha256(sys.version.encode())
     files = [base / "requirements.lock", *(base / "src" / "helpers").rglob("*"), *(base / "data").rglob("*")]
     for path in sorted(files):
-        if path.is_file() and "__pycache__" not in path.parts and not path.is_relative_to(base / "data" / "raw"):
+        clutter = "__pycache__" in path.parts or path.name.startswith(".")
+        if path.is_file() and not clutter and not path.is_relative_to(base / "data" / "raw"):
             with contextlib.suppress(FileNotFoundError):  # a training run may replace its checkpoint meanwhile
                 content = hashlib.sha256(path.read_bytes()).digest()
                 digest.update(f"{path.relative_to(base)}\0".encode() + content)
@@ -124,7 +141,7 @@ def _surroundings() -> str:
 def _digest(chapter: str, parameters: Mapping[str, Any], surroundings: str) -> str:
     """Digest of a run of ``chapter``; its outputs and execution counts do not count, its cells and their tags do."""
     cells = [
-        (cell.cell_type, cell.source, cell.metadata) for cell in _read(root() / "notebooks" / f"{chapter}.ipynb").cells
+        (cell.cell_type, cell.source, cell.metadata) for cell in read(root() / "notebooks" / f"{chapter}.ipynb").cells
     ]
     return hashlib.sha256(json.dumps([surroundings, cells, dict(parameters)], sort_keys=True).encode()).hexdigest()
 
@@ -148,7 +165,7 @@ def run_chapters(
         parameters: values for names in the cell tagged ``parameters``.
         out: folder for the executed copies; ``_build/<profile>`` when not given.
         force: run also what has not changed.
-        jobs: kernels at a time; two with one thread each, but one with all threads in the profile ``paper``.
+        jobs: kernels at a time; one a core with one thread each, but one with all threads in the profile ``paper``.
 
     Raises:
         UserError: unknown chapter, profile or parameter, before anything runs; or a chapter that failed, after all
@@ -169,12 +186,19 @@ def run_chapters(
     out.mkdir(parents=True, exist_ok=True)
     surroundings = _surroundings()
     digests = {name: _digest(name, values, surroundings) for name in names}
-    todo = [name for name in names if force or _stamp(out, name) != digests[name]]
+    todo = [name for name in names if force or _stamp(out, name)[0] != digests[name]]
     for name in names:
         if name not in todo:
             print(f"{name}: unchanged, not run again", flush=True)
-    jobs = jobs or (1 if profile == "paper" else 2)
+    # The longest first, or it would run alone at the end: by the last run's seconds, else by the length of the code.
+    todo.sort(key=lambda name: _stamp(out, name)[1] or _length(name) / 500, reverse=True)
+    jobs = jobs or (1 if profile == "paper" else workers())
     failures = _run_side_by_side(todo, values, out, digests, jobs, one_thread=profile != "paper")
+    budget = BUDGETS.get(profile)
+    for name, seconds in times(out, names).items():
+        if budget and name in todo:
+            over = ": over its budget" if seconds > budget else ""
+            print(f"{name}: {seconds:.0f} s of processor time, budget {budget} s{over}", flush=True)
     if failures:
         for name, (_, traceback) in failures.items():
             print(f"\n{name}:\n{traceback}\n", file=sys.stderr)
@@ -185,9 +209,24 @@ def run_chapters(
     return {name: out / f"{name}.ipynb" for name in names}
 
 
-def _stamp(out: Path, name: str) -> str | None:
+def _stamp(out: Path, name: str) -> tuple[str | None, float | None]:
+    """Digest and seconds of the last run of a chapter; None for what is not known."""
     stamp = out / f"{name}.digest"
-    return stamp.read_text() if stamp.exists() and (out / f"{name}.ipynb").exists() else None
+    if not (stamp.exists() and (out / f"{name}.ipynb").exists()):
+        return None, None
+    digest, *seconds = stamp.read_text().split() or [""]
+    return digest, float(seconds[0]) if seconds else None
+
+
+def _length(name: str) -> int:
+    cells = read(root() / "notebooks" / f"{name}.ipynb").cells
+    return sum(len(cell.source) for cell in cells if cell.cell_type == "code")
+
+
+def times(out: Path, names: Sequence[str] | None = None) -> dict[str, float]:
+    """Seconds of processor time of the last run of chapters into the folder ``out``, where there was one."""
+    known = {name: _stamp(out, name)[1] for name in select(names)}
+    return {name: seconds for name, seconds in known.items() if seconds is not None}
 
 
 def _run_side_by_side(
@@ -236,7 +275,7 @@ def _bar(name: str, position: int):
     terminal = sys.stderr.isatty()
     return tqdm(
         desc=f"{name:<28}",
-        total=len(_read(root() / "notebooks" / f"{name}.ipynb").cells),
+        total=len(read(root() / "notebooks" / f"{name}.ipynb").cells),
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}]",
         ncols=100,
         position=position if terminal else 0,
@@ -280,17 +319,27 @@ def _run_one(
         if counts:
             bar.total = int(counts[-1][1])
             bar.update(int(counts[-1][0]) - bar.n)
-    code = child.wait()
+    code, seconds = _wait(child)
     bar.bar_format = bar.bar_format.replace("{elapsed}", bar.format_interval(time.time() - bar.start_t))
     bar.refresh() if sys.stderr.isatty() else bar.close()
     if code == 0:
-        notebook = _read(partial)
+        notebook = read(partial)
         tidy(notebook)
         _write(notebook, target)
         partial.unlink()
-        stamp.write_text(digest)
+        stamp.write_text(f"{digest}\n{seconds:.1f}\n")
         return None
     return _failure(name, partial, failed, log)
+
+
+def _wait(child: subprocess.Popen) -> tuple[int, float]:
+    """The exit status of a process, and the seconds of processor time that it took together with its kernel."""
+    try:
+        _, status, usage = os.wait4(child.pid, 0)
+    except ChildProcessError:  # whoever handles an interrupt has asked first
+        return child.wait(), 0.0
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return child.returncode, usage.ru_utime + usage.ru_stime
 
 
 def _failure(name: str, partial: Path, failed: Path, log: str) -> tuple[str, str]:
@@ -300,7 +349,7 @@ def _failure(name: str, partial: Path, failed: Path, log: str) -> tuple[str, str
         return f"{name} could not be started ({log.splitlines()[-1] if log else 'no message'})", log
     os.replace(partial, failed)
     where = f"the copy with the error is {failed}"
-    cells = [cell for cell in _read(failed).cells if cell.cell_type == "code"]
+    cells = [cell for cell in read(failed).cells if cell.cell_type == "code"]
     cells = [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("status") != "pending"]
     if not begun:
@@ -318,7 +367,10 @@ def _failure(name: str, partial: Path, failed: Path, log: str) -> tuple[str, str
 
 
 def tidy(notebook) -> None:
-    """Take out of an executed notebook what differs from run to run without meaning anything."""
+    """Take out of an executed notebook what differs from run to run without meaning anything, and make pictures small.
+
+    The pictures keep every pixel.
+    """
     notebook.metadata.pop("papermill", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
     for cell in notebook.cells:
@@ -328,6 +380,39 @@ def tidy(notebook) -> None:
             del cell.metadata["tags"]
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output)]
+            for output in cell.outputs:
+                data = output.get("data", {})
+                if "image/png" in data:
+                    data["image/png"] = _smaller(data["image/png"])
+                if "text/html" in data:  # an animation's frames
+                    data["text/html"] = _FRAME.sub(lambda frame: frame[1] + _smaller(frame[2]), data["text/html"])
+
+
+# Base64 in a page; matplotlib's animations are JavaScript, where a backslash goes on to the next line.
+_FRAME = re.compile(r"(data:image/png;base64,)((?:[A-Za-z0-9+/=]|\\\n)+)")
+
+
+def _smaller(encoded: str) -> str:
+    """A PNG image in base64 in fewer bytes, every pixel as before; as it is where that does not help."""
+    import numpy as np
+    from PIL import Image
+
+    png = base64.b64decode(encoded.replace("\\\n", ""))
+    with Image.open(io.BytesIO(png)) as image:
+        if getattr(image, "is_animated", False) or image.mode not in ("RGB", "RGBA", "L", "P"):
+            return encoded
+        whole = np.asarray(image.convert("RGBA"))
+    colours, index = np.unique(np.ascontiguousarray(whole).view(np.uint32), return_inverse=True)
+    if len(colours) <= 256:
+        small = Image.fromarray(index.reshape(whole.shape[:2]).astype(np.uint8))
+        small.putpalette(colours.tobytes(), "RGBA")
+    else:
+        small = Image.fromarray(whole if (whole[..., 3] < 255).any() else whole[..., :3])
+    packed = io.BytesIO()
+    small.save(packed, "PNG", optimize=True, **{key: image.info[key] for key in ("dpi",) if key in image.info})
+    with Image.open(packed) as again:
+        same = np.array_equal(np.asarray(again.convert("RGBA")), whole)
+    return base64.b64encode(packed.getvalue()).decode() if same and len(packed.getvalue()) < len(png) else encoded
 
 
 def _is_progress_bar(output) -> bool:
@@ -345,7 +430,7 @@ def refresh(names: Sequence[str] | None = None) -> None:
     folder, out, url = root() / "notebooks", root() / "_build" / "refresh", repository()["url"]
     names = select(names)
     for name in names:
-        notebook = _read(folder / f"{name}.ipynb")
+        notebook = read(folder / f"{name}.ipynb")
         for cell in notebook.cells:
             if "bootstrap" in cell.metadata.get("tags", []):
                 stamped = re.sub(r"https://github\.com/[\w.-]+/[\w-]+", url, cell.source)
@@ -357,7 +442,7 @@ def refresh(names: Sequence[str] | None = None) -> None:
     finally:
         for name in names:
             if (out / f"{name}.digest").exists():
-                _write(_read(out / f"{name}.ipynb"), folder / f"{name}.ipynb")
+                _write(read(out / f"{name}.ipynb"), folder / f"{name}.ipynb")
 
 
 # ---------------------------------------- site
@@ -384,7 +469,7 @@ def check_executed(folder: Path) -> None:
     """Raise :class:`UserError` unless all code cells of the chapters in ``folder`` were run, none with an error."""
     for name in select():
         path = folder / f"{name}.ipynb"
-        cells = [cell for cell in _read(path).cells if cell.cell_type == "code"]
+        cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
         for number, cell in enumerate(cells, 1):
             if cell.source.strip() and cell.execution_count is None:
                 raise UserError(f"code cell {number} of {path} was never run; run `make refresh`.")
@@ -401,7 +486,8 @@ def build(notebooks: Path | None = None, into: Path | None = None) -> Path:
         into: folder in which the site is staged and built and gets its place, ``html``; ``_build`` when not given.
 
     Returns:
-        The folder with ``index.html``. Pages of an earlier build are replaced only when the new ones are right.
+        The folder with ``index.html``. Pages of an earlier build are replaced only when the new ones are right, and
+        left alone when they were made from the same files.
 
     Raises:
         UserError: a chapter was not run, a warning, or a page that lacks something (:func:`check_site`).
@@ -413,10 +499,17 @@ def build(notebooks: Path | None = None, into: Path | None = None) -> Path:
             '_config.yml must say `execute_notebooks: "off"` under `execute`; `make book` runs the chapters.'
         )
     check_executed(notebooks)
-    site, output, html = into / "site", into / "pages", into / "html"
+    site, output, html, stamp = into / "site", into / "pages", into / "html", into / "html.digest"
     for folder in (site, output):
         shutil.rmtree(folder, ignore_errors=True)
     _stage(notebooks, site)
+    digest = _staged(site)
+    if stamp.exists() and stamp.read_text() == digest:
+        with contextlib.suppress(UserError):  # somebody has spoilt the pages since
+            check_site(html)
+            print("the site: unchanged, not built again", flush=True)
+            return html
+    stamp.unlink(missing_ok=True)
     # From nothing each time: Sphinx repeats no warning about a page that it read before, so a second try would pass.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(site)]
     command += ["--path-output", str(output), "-n", "-W", "--keep-going"]
@@ -434,6 +527,7 @@ def build(notebooks: Path | None = None, into: Path | None = None) -> Path:
     shutil.rmtree(html, ignore_errors=True)
     os.replace(built, html)
     shutil.rmtree(output, ignore_errors=True)
+    stamp.write_text(digest)
     return html
 
 
@@ -451,6 +545,14 @@ def _stage(notebooks: Path, site: Path) -> None:
     shutil.copytree(base / "notebooks", site / "notebooks", ignore=others)
     for name in chapters():
         shutil.copy(notebooks / f"{name}.ipynb", site / "notebooks")
+
+
+def _staged(site: Path) -> str:
+    """Digest of all that the pages depend on: what is staged, the lock and Python."""
+    digest = hashlib.sha256(sys.version.encode())
+    for path in [root() / "requirements.lock", *sorted(path for path in site.rglob("*") if path.is_file())]:
+        digest.update(f"{os.path.relpath(path, site)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 class _Page(HTMLParser):
@@ -472,8 +574,11 @@ class _Page(HTMLParser):
         self.broken |= bool({"problematic", "system-message"} & set((values.get("class") or "").split()))
 
 
-def check_site(html: Path | None = None) -> None:
+def check_site(html: Path | None = None) -> int:
     """Check a built site: front page, a page a chapter with its Colab link, and every local link and image.
+
+    Returns:
+        The number of pages.
 
     Raises:
         UserError: one sentence that lists all that is missing.
@@ -488,9 +593,8 @@ def check_site(html: Path | None = None) -> None:
     names = chapters()
     missing = [name for name in names if not (html / "notebooks" / f"{name}.html").exists()]
     problems = [f"no page for chapter {name} (is it in _toc.yml?)" for name in missing]
-    for path in sorted(html.rglob("*.html")):
-        if "_static" in path.parts:
-            continue
+    pages = [path for path in sorted(html.rglob("*.html")) if "_static" not in path.parts]
+    for path in pages:
         page, name = _Page(path), path.relative_to(html).as_posix()
         if page.broken:
             problems.append(f"{name} shows an error of the page builder")
@@ -502,6 +606,7 @@ def check_site(html: Path | None = None) -> None:
     if problems:
         more = f" (and {len(problems) - 20} more)" if len(problems) > 20 else ""
         raise UserError(f"the site in {html} is not complete: {'; '.join(dict.fromkeys(problems[:20]))}{more}.")
+    return len(pages)
 
 
 def _resolves(target: str, page: Path, html: Path) -> bool:
@@ -554,7 +659,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     if given.command == "build":
         return report(lambda: print(f"The book is at {build() / 'index.html'}"))
     if given.command == "check":
-        return report(check_site)
+        return report(lambda: print(f"{check_site()} pages are as they should be"))
     return report(refresh, given.chapter)
 
 

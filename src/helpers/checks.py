@@ -1,75 +1,164 @@
 """The checks of the book, cheapest first: ``python -m helpers.checks [TIER ...]``, all of them when none is named.
 
-unit        pytest on the helpers
-smoke       every chapter in the profile ``quick``
-regression  every chapter at its defaults, its outputs compared with the committed ones (``notebooks/conftest.py``)
-book        the site from the committed notebooks, warnings as errors, every page looked at
-records     committed checkpoints evaluated again on the real data, where that is present
+unit      pytest on the helpers
+chapters  every chapter once at its defaults, its outputs compared with the committed ones (:mod:`helpers.compare`)
+smoke     every chapter in the profile ``quick``
+book      the site from the chapters that ``chapters`` ran, warnings as errors, every page looked at
+records   committed checkpoints evaluated again, on the real data where they need it; some a run, by rotation
+
+A tier in which nothing was tested fails. Of ``chapters`` and ``book`` the results stay in ``_build``, so that ``make
+book`` has nothing left to do.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers import book
-from helpers.runtime import UserError, root
+from helpers import book, compare
+from helpers.runtime import UserError, commit, root
 
 COUNTS = ("passed", "failed", "errors", "skipped")
 
+# What evaluating records may take, in seconds of two workers together, and what one counts whose time nobody measured.
+RECORDS_BUDGET = 300
+RECORD_SECONDS = 15
 
-def _pytest(tier: str, *arguments: str) -> dict[str, int]:
-    """Run pytest in a process of its own; returns how many tests passed, failed and so on."""
+
+@dataclass
+class Result:
+    """What came of a tier: how many tests passed, failed and so on, and what else its line should say."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    note: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)  # of each test that passed, where pytest measured them
+
+
+def _pytest(tier: str, *arguments: str) -> Result:
+    """Run pytest in a process of its own."""
     report = _folder() / f"{tier}.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", *arguments, f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", "-q", *arguments, "-n", str(book.workers()), f"--junitxml={report}"]
     code = subprocess.run(command, cwd=root(), env={**os.environ, **book.ONE_THREAD}).returncode
     if code == 130 or code < 0:
         raise KeyboardInterrupt
     if not report.exists():
         raise UserError(f"pytest could not run (exit status {code}); its message stands above.")
-    suite = ElementTree.parse(report).getroot().find("testsuite")
-    counted = (
-        {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")} if suite is not None else {}
-    )
-    counts = {"failed": counted["failures"], "errors": counted["errors"], "skipped": counted["skipped"]}
-    counts["passed"] = counted["tests"] - sum(counts.values())
-    if code not in (0, 5) and not counts["failed"] + counts["errors"]:  # 5: nothing was selected
+    result = Result()
+    for case in ElementTree.parse(report).iter("testcase"):
+        kinds = {part.tag for part in case} & {"failure", "error", "skipped"}
+        state = {"failure": "failed", "error": "errors", "skipped": "skipped"}[min(kinds)] if kinds else "passed"
+        result.counts[state] += 1
+        if state == "passed":
+            result.seconds[case.get("name", "")] = float(case.get("time", 0))
+    if code not in (0, 5) and not result.counts["failed"] + result.counts["errors"]:  # 5: nothing was selected
         raise UserError(f"pytest ended with exit status {code}; its message stands above.")
-    return counts
+    return result
 
 
-def _unit() -> dict[str, int]:
-    return _pytest("unit", "tests", "-m", "not records", "-n", "2")
+def _unit() -> Result:
+    return _pytest("unit", "tests", "-m", "not records")
 
 
-def _smoke() -> None:
-    book.run_chapters(None, "quick", out=root() / "_build" / "quick", force=True)
+def _over_budget(profile: str, out: Path) -> str:
+    """The chapters whose last run took more than the profile allows."""
+    budget = book.BUDGETS[profile]
+    over = [f"{name} {seconds:.0f} s" for name, seconds in book.times(out).items() if seconds > budget]
+    return f"over {budget} s of processor time: {', '.join(over)}" if over else ""
 
 
-def _regression() -> dict[str, int]:
-    book.check_executed(root() / "notebooks")
-    return _pytest("regression", "notebooks", "--nbval", "-n", "2", "--dist", "loadfile")
+def _chapters() -> Result:
+    out, result, problem = root() / "_build" / "book", Result(), ""
+    try:
+        book.run_chapters(out=out)
+    except UserError as error:  # what did run is compared all the same
+        problem = str(error)
+    for name in book.select():
+        if not (out / f"{name}.digest").exists():
+            result.counts["errors"] += 1
+            continue
+        copies = (book.read(folder / f"{name}.ipynb") for folder in (root() / "notebooks", out))
+        for number, (source, found) in enumerate(compare.compare_cells(*copies), 1):
+            result.counts["failed" if found else "passed"] += 1
+            if found:
+                print(f"\n{name}, code cell {number}:\n{source}\n\n" + "\n".join(found), flush=True)
+    result.note = "; ".join(filter(None, (problem, _over_budget("book", out))))
+    return result
 
 
-def _book() -> None:
-    into = _folder() / "book"
-    book.build(root() / "notebooks", into)
-    shutil.rmtree(into / "site")
+def _smoke() -> Result:
+    out = root() / "_build" / "quick"
+    done = book.run_chapters(None, "quick", out=out, force=True)
+    return Result(Counter(passed=len(done)), _over_budget("quick", out))
 
 
-def _records() -> dict[str, int]:
-    # Some records take minutes and most take seconds, so whoever is free takes the next.
-    return _pytest("records", "tests", "-m", "records", "-rs", "-n", "2", "--dist", "worksteal")
+def _book() -> Result:
+    book.run_chapters()
+    return Result(Counter(passed=book.check_site(book.build())))
 
 
-TIERS = {"unit": _unit, "smoke": _smoke, "regression": _regression, "book": _book, "records": _records}
+# ---------------------------------------- records
+
+
+def rotation(seconds: Mapping[str, float], budget: float, seed: str) -> list[str]:
+    """The records whose turn it is: in an order that ``seed`` shuffles, those that fit into the budget.
+
+    The first one is taken whatever it costs, so that each has its turn some time.
+
+    Args:
+        seconds: what evaluating each record takes.
+        budget: seconds for all.
+        seed: decides the order; the commit, so that the same commit asks the same records.
+    """
+    chosen: list[str] = []
+    for name in sorted(seconds, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+        if not chosen or seconds[name] <= budget:
+            chosen.append(name)
+            budget -= seconds[name]
+    return sorted(chosen)
+
+
+def _record_seconds() -> dict[str, float]:
+    """What evaluating each committed record took when somebody last asked for all, or what is supposed."""
+    path = root() / "tests" / "record-seconds.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    names = sorted(path.stem for path in (root() / "data" / "records").glob("*.json"))
+    return {name: known.get(name, RECORD_SECONDS) for name in names}
+
+
+def _records(everything: bool = False) -> Result:
+    seconds = _record_seconds()
+    chosen = list(seconds) if everything else rotation(seconds, RECORDS_BUDGET, commit().rstrip("+"))
+    # Some records take a minute and most take seconds, so whoever is free takes the next.
+    arguments = ["-m", "records", "-rs", "--dist", "worksteal", f"--only-records={','.join(chosen)}"]
+    result = _pytest("records", "tests", *arguments)
+    measured: Counter[str] = Counter()
+    for test, taken in result.seconds.items():
+        name = test.partition("[")[2].rstrip("]")
+        if name in seconds:
+            measured[name] += taken
+    if everything:
+        seconds |= {name: round(taken, 1) for name, taken in measured.items()}
+        text = json.dumps(seconds, indent=1) + "\n"
+        (root() / "tests" / "record-seconds.json").write_text(text, encoding="utf-8")
+    result.note = f"{len(measured)} of {len(seconds)} records"
+    return result
+
+
+TIERS = {"unit": _unit, "chapters": _chapters, "smoke": _smoke, "book": _book, "records": _records}
+
+
+# ---------------------------------------- all of them
 
 
 def _folder() -> Path:
@@ -78,8 +167,12 @@ def _folder() -> Path:
     return folder
 
 
-def run(names: Sequence[str] | None = None) -> int:
+def run(names: Sequence[str] | None = None, *, all_records: bool = False) -> int:
     """Run tiers, all of them to their end, and print one line for each.
+
+    Args:
+        names: the tiers; all when empty.
+        all_records: evaluate every committed record instead of those whose turn it is, and note how long each takes.
 
     Returns:
         The exit status: 0 when every tier passed.
@@ -90,30 +183,33 @@ def run(names: Sequence[str] | None = None) -> int:
     for name in names or ():
         if name not in TIERS:
             raise UserError(f"there is no tier {name!r}; the tiers are {', '.join(TIERS)}.")
-    lines, totals, start = [], dict.fromkeys(COUNTS, 0), time.monotonic()
-    failed = []
+    lines, failed, totals, absent, start = [], [], Counter(), 0, time.monotonic()
     for name in names or TIERS:
         print(f"\n--- {name}", flush=True)
         begin = time.monotonic()
-        counts, problem = None, ""
         try:
-            counts = TIERS[name]()
+            result = _records(True) if name == "records" and all_records else TIERS[name]()
         except UserError as error:
-            problem = str(error)
+            result = Result(Counter(errors=1), str(error))
         except OSError as error:
-            problem = f"{error.strerror or error} ({error.filename})"
-        bad = bool(problem) or bool(counts and counts["failed"] + counts["errors"])
-        state = "FAILED" if bad else "skipped" if counts and not counts["passed"] else "passed"
-        for key, value in (counts or {}).items():
-            totals[key] += value
-        detail = (
-            problem or ", ".join(f"{counts[key]} {key}" for key in COUNTS if counts[key]) if counts or problem else ""
-        )
-        lines.append(f"{name:<11} {state:<8} {time.monotonic() - begin:5.0f} s  {detail}".rstrip())
+            result = Result(Counter(errors=1), f"{error.strerror or error} ({error.filename})")
+        counts, notes = result.counts, [result.note] if result.note else []
+        # Only raw data, which a checkout need not have, may be absent, and only the records ask for them.
+        absent += counts["skipped"] if name == "records" else 0
+        nothing = not counts.total() - counts["skipped"] and not (name == "records" and counts["skipped"])
+        if nothing:
+            notes.append("nothing was tested")
+        if bad := nothing or bool(counts["failed"] + counts["errors"]):
+            failed.append(name)
+        state = "FAILED" if bad else "passed" if counts["passed"] else "skipped"
+        totals += counts
+        tests = ", ".join(f"{counts[key]} {key}" for key in COUNTS if counts[key])
+        detail = "; ".join(filter(None, [tests, *notes]))
+        lines.append(f"{name:<9} {state:<8} {time.monotonic() - begin:5.0f} s  {detail}")
         print(lines[-1], flush=True)
-        failed += [name] * bad
     verdict = f"failed: {', '.join(failed)}" if failed else "all tiers passed"
     tests = ", ".join(f"{totals[key]} {key}" for key in COUNTS if totals[key] or key == "passed")
+    tests += f" ({absent} records for want of raw data)" if absent else ""
     summary = "\n".join([*lines, verdict, f"===== {tests} in {time.monotonic() - start:.2f}s ====="])
     print(f"\n{summary}", flush=True)
     (_folder() / "summary.txt").write_text(summary + "\n", encoding="utf-8")
@@ -121,7 +217,11 @@ def run(names: Sequence[str] | None = None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return book.report(run, sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m helpers.checks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tier", nargs="*", help=f"{', '.join(TIERS)}; all when none is named")
+    parser.add_argument("--all", action="store_true", help="evaluate all records, not only those whose turn it is")
+    given = parser.parse_args(argv)
+    return book.report(run, given.tier, all_records=given.all)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def check(options: argparse.Namespace) -> int:
     """Run the tiers of checks."""
     from helpers import checks
 
-    return checks.run(options.tier)
+    return checks.run(options.tier, all_records=options.all)
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -307,7 +307,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--merge", type=Path, metavar="FOLDER", help="put the packs of that folder into data/")
 
     command = add("check", check, "run the checks, tier by tier")
-    command.add_argument("tier", nargs="*", help="unit, smoke, regression, book, records; all when none is named")
+    command.add_argument("tier", nargs="*", help="unit, chapters, smoke, book, records; all when none is named")
+    command.add_argument("--all", action="store_true", help="evaluate all records, not only those whose turn it is")
 
     add(
         "bench",

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.runtime import UserError, root
+from helpers.runtime import DataAbsent, UserError, root
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ class Files:
             fetch: downloads the files and returns their folder; None downloads nothing.
 
         Raises:
-            UserError: when the files are neither there nor to be had.
+            DataAbsent: when the files are neither there nor to be had.
         """
         place = self.find(folder)
         if place is not None:
@@ -144,12 +144,12 @@ class Files:
         looked = " or ".join(str(base) for base in _bases(folder))
         missing = f"{self.title}'s {files} {', '.join(names)} {are} not in {looked}"
         if fetch is None:
-            raise UserError(f"{missing}: {self._where()}")
+            raise DataAbsent(f"{missing}: {self._where()}")
         try:
             return fetch()
         except UserError as error:
             reason = error.__cause__ or error
-            raise UserError(f"{missing} and could not be downloaded ({reason}): {self._where()}") from error
+            raise DataAbsent(f"{missing} and could not be downloaded ({reason}): {self._where()}") from error
 
     def repair(self, place: Path) -> str:
         """What to do about wrong files in ``place``, the end of a sentence."""

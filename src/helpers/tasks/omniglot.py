@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from helpers.runtime import UserError, root
+from helpers.runtime import DataAbsent, UserError, root
 from helpers.tasks import images as shared
 from helpers.tasks.images import (
     ImageClasses,
@@ -145,11 +145,11 @@ def _images(folder: Path | str | None, download: bool) -> tuple[list[str], np.nd
     place = find(folder)
     if place is None:
         if not download:
-            raise UserError(f"{_missing(bases)}: get them with `{COMMAND}`")
+            raise DataAbsent(f"{_missing(bases)}: get them with `{COMMAND}`")
         try:
             place = fetch()
         except UserError as error:
-            raise UserError(
+            raise DataAbsent(
                 f"{_missing(bases)} and could not be downloaded ({error.__cause__ or error}): "
                 f"run `{COMMAND}` where there is a network, or set METABOOK_DATA to a folder that has them"
             ) from error
