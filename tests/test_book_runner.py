@@ -136,6 +136,7 @@ def test_kernel_is_this_environments_with_one_thread_the_profile_and_a_budget(pr
     kernel = "import os, sys\nprint(sys.prefix, os.environ['OMP_NUM_THREADS'], os.path.basename(os.getcwd()))"
     chapter(project, "01_one", "print(profile, seed)", work)
     chapter(project, "02_two", kernel)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # of whoever runs the tests
     monkeypatch.setattr(book, "BUDGETS", {"quick": 2, "book": 900})
     assert printed(book.run_chapters(["01"], "quick")["01_one"]) == "quick 0\n"
     assert "budget 2 s: over its budget\n" in capsys.readouterr().out
