@@ -45,7 +45,7 @@ def assert_same(found, expected, rtol=1e-11):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("learn_rates", [False, True], ids=["maml", "meta-sgd"])
-@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("steps", [0, 1, 2])
 def test_traced_and_stepwise_are_maml(case, steps, learn_rates):
     learner, theta, tasks = CASES[case](steps, learn_rates=learn_rates)
     expected = maml(learner, theta, tasks)
