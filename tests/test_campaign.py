@@ -21,7 +21,7 @@ QUICK = ("maml-sinusoid-5", "turtles-random")  # from nothing; the first needs m
 
 
 def iteration(folder, name=QUICK[0]):
-    return training.read_checkpoint(folder / "checkpoints" / f"{name}.safetensors")[1]["iteration"]
+    return training.read_checkpoint(folder / "checkpoints" / f"{name}.safetensors.xz")[1]["iteration"]
 
 
 def command(out, data, minutes):
@@ -38,7 +38,7 @@ def command(out, data, minutes):
 def test_killed_in_the_middle_it_goes_on_and_comes_home(tmp_path):
     out, data = tmp_path / "out", tmp_path / "data"
     child = subprocess.Popen(command(out, data, 10), stderr=subprocess.DEVNULL, start_new_session=True)
-    path = out / "work" / "checkpoints" / f"{QUICK[0]}.safetensors"
+    path = out / "work" / "checkpoints" / f"{QUICK[0]}.safetensors.xz"
     end = time.monotonic() + 120
     while time.monotonic() < end and child.poll() is None and not path.exists():
         time.sleep(0.2)
@@ -81,7 +81,7 @@ def brought(folder, name, change=lambda header: None, record=None, iterations=3)
     generator = runtime.generator(0)
     state = training.State({"w": torch.zeros(2)}, 1e-3, generator)
     state.iteration = iterations
-    path = work / "checkpoints" / f"{name}.safetensors"
+    path = work / "checkpoints" / f"{name}.safetensors.xz"
     config = tiny.config()
     change(config)
     state.save(path, config)
@@ -129,16 +129,16 @@ def test_nothing_to_merge_is_said(tmp_path):
 def test_packs_hold_what_is_new_and_say_what_does_not_fit(tmp_path, monkeypatch):
     for name in ("maml-sinusoid-5", "maml-sinusoid-10", "reptile-sine"):
         brought(tmp_path, name)
-    same = tmp_path / "data" / "checkpoints" / "reptile-sine.safetensors"
+    same = tmp_path / "data" / "checkpoints" / "reptile-sine.safetensors.xz"
     same.parent.mkdir(parents=True)
     same.write_bytes((tmp_path / "work" / "checkpoints" / same.name).read_bytes())
-    size = (tmp_path / "work" / "checkpoints" / "maml-sinusoid-5.safetensors").stat().st_size
+    size = (tmp_path / "work" / "checkpoints" / "maml-sinusoid-5.safetensors.xz").stat().st_size
     monkeypatch.setattr(campaign, "PACK_BYTES", size + 3000)
     monkeypatch.setattr(campaign, "PACKS", 1)
     said = []
     (pack,) = campaign.pack(tmp_path, tmp_path / "data", said.append)
     with tarfile.open(pack) as archive:
-        assert archive.getnames() == ["checkpoints/maml-sinusoid-10.safetensors"]
+        assert archive.getnames() == ["checkpoints/maml-sinusoid-10.safetensors.xz"]
     assert "maml-sinusoid-5: not packed, since it does not fit" in said
 
 

@@ -95,7 +95,7 @@ def test_each_mistake_is_one_sentence(project, capsys, words, sentence):
     assert status == 2
     assert err.startswith("metabook: ") and err.count("\n") == 1 and sentence in err
     assert not out
-    assert not list(project.rglob("*.safetensors")) and not (project / "_build").exists()
+    assert not list(project.rglob("*.safetensors.xz")) and not (project / "_build").exists()
 
 
 def test_a_mistake_inside_a_chapter_is_one_sentence(project, capsys):
@@ -324,7 +324,7 @@ def test_queue_goes_by_priority_until_the_time_is_spent(project, capsys):
     status, out, _ = train(capsys, "--queue", "paper")
     assert (status, out) == (0, "first: complete, nothing to do\nsecond: complete, nothing to do\n")
 
-    (project / "data" / "checkpoints" / "second.safetensors").unlink()
+    (project / "data" / "checkpoints" / "second.safetensors.xz").unlink()
     (project / "data" / "records" / "second.json").unlink()
     status, out, _ = train(capsys, "--queue", "paper", "--budget", "0.01s")
     assert status == 0
@@ -349,12 +349,33 @@ def test_queue_hands_on_the_time_that_is_left(project, capsys, monkeypatch):
 def test_queue_is_not_stopped_by_one_bad_experiment(project, capsys):
     folder = project / "data" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "first.safetensors").write_bytes(b"broken")
+    (folder / "first.safetensors.xz").write_bytes(b"broken")
     status, out, err = train(capsys, "--queue", "paper")
     assert status == 2
     assert "metabook: the checkpoint" in err and "is damaged" in err
     assert "second: 60 iterations" in out
-    assert (folder / "first.safetensors").read_bytes() == b"broken"
+    assert (folder / "first.safetensors.xz").read_bytes() == b"broken"
+
+
+def test_queue_goes_on_after_any_error_and_says_so_at_the_end(project, capsys, monkeypatch):
+    right = training.train
+
+    def full(experiment, **settings):
+        if experiment.name == "first":
+            raise RuntimeError("out of memory")
+        return right(experiment, **settings)
+
+    monkeypatch.setattr(training, "train", full)
+    status, out, err = train(capsys, "--queue", "paper")
+    assert status == 2 and "second: 60 iterations" in out
+    assert "first failed (RuntimeError: out of memory)" in err
+    assert err.splitlines()[-1] == "metabook: not trained: first; the messages above say why"
+
+
+def test_queue_passes_over_what_was_given_up(project, capsys, monkeypatch):
+    monkeypatch.setattr(training, "given_up", lambda name: name == "first")
+    status, out, _ = train(capsys, "--queue", "paper")
+    assert status == 0 and out.startswith("first: given up;") and "second: 60 iterations" in out
 
 
 def test_a_complete_record_of_another_configuration_is_not_complete(project, capsys):

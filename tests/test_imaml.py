@@ -310,7 +310,7 @@ def test_a_run_goes_on_where_another_ended(tmp_path, monkeypatch):
 
     (tmp_path / "checkpoints").mkdir()
     ended = training.State(first.setup(**setup).init(generator(7)), first.outer_rate, generator(0))
-    ended.save(tmp_path / "checkpoints" / "first.safetensors", first.config())
+    ended.save(tmp_path / "checkpoints" / "first.safetensors.xz", first.config())
     begin = then.setup(**setup).init(generator(0))
     assert begin.keys() == ended.theta.keys() and all(begin[name].equal(ended.theta[name]) for name in begin)
     assert not all(value.equal(begin[name]) for name, value in first.setup(**setup).init(generator(0)).items())

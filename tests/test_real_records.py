@@ -90,7 +90,7 @@ def set_up(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoint_is_that_of_the_record(name):
     record = records.load(name)
-    _, header = training.read_checkpoint(root() / "data" / "checkpoints" / f"{name}.safetensors")
+    _, header = training.read_checkpoint(root() / "data" / "checkpoints" / f"{name}.safetensors.xz")
     assert header["config"] == record["config"], f"record and checkpoint of {name} are of different runs"
     done = record["iterations"]["done"]
     assert header["iteration"] == done, f"let {name} finish, or take record and checkpoint of one run"

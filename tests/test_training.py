@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import safetensors.torch
 import torch
 from refusals import refused
 
@@ -84,7 +86,7 @@ def train(folder: Path, experiment: Tiny | None = None, **settings) -> records.R
 
 
 def checkpoint(folder: Path) -> Path:
-    return folder / "checkpoints" / "tiny.safetensors"
+    return folder / "checkpoints" / "tiny.safetensors.xz"
 
 
 def stored(folder: Path):
@@ -295,27 +297,32 @@ def test_seconds_of_the_run_outlive_a_second_evaluation(tmp_path, monkeypatch):
 
 def rewritten(folder: Path, drop: str = "", **changes) -> None:
     """The checkpoint with other words in its header, or without some of its tensors; with a right digest."""
-    from safetensors.torch import save_file
-
     tensors, header = training.read_checkpoint(checkpoint(folder))
     tensors = {name: value for name, value in tensors.items() if not drop or not name.startswith(drop)}
     text = json.dumps(header | changes)
-    save_file(tensors, checkpoint(folder), {"metabook": text, "sha256": training.digest(text, tensors)})
+    write(folder, tensors, {"metabook": text, "sha256": training.digest(text, tensors)})
+
+
+def write(folder: Path, tensors, metadata) -> None:
+    """A file of the right form, whatever it holds."""
+    checkpoint(folder).parent.mkdir(parents=True, exist_ok=True)
+    checkpoint(folder).write_bytes(lzma.compress(safetensors.torch.save(tensors, metadata)))
 
 
 def test_an_unfinished_run_without_optimiser_or_generator_is_refused(tmp_path):
-    for drop in ("adam/", "generator"):
+    for drop, message in (("adam/", "does not fit this experiment"), ("generator", "was given up at iteration 1,")):
         train(tmp_path, fresh=True, budget=0)
+        assert not training.given_up("tiny", tmp_path / "checkpoints")
         rewritten(tmp_path, drop)
-        assert "does not fit this experiment" in refused(lambda: train(tmp_path))
+        assert message in refused(lambda: train(tmp_path))
+    assert training.given_up("tiny", tmp_path / "checkpoints")
+    assert not training.given_up("none", tmp_path / "checkpoints")
 
 
 def test_a_checkpoint_without_a_digest_is_refused(tmp_path):
-    from safetensors.torch import save_file
-
     train(tmp_path, budget=0)
     tensors, header = training.read_checkpoint(checkpoint(tmp_path))
-    save_file(tensors, checkpoint(tmp_path), {"metabook": json.dumps(header)})
+    write(tmp_path, tensors, {"metabook": json.dumps(header)})
     assert "'sha256'" in refused(lambda: train(tmp_path))
 
 
@@ -458,17 +465,30 @@ def damage_start(content: bytes) -> bytes:
     return content[:100]
 
 
-def damage_value(content: bytes) -> bytes:
+def damage_byte(content: bytes) -> bytes:
     return content[:-200] + bytes([content[-200] ^ 1]) + content[-199:]
 
 
+def damage_value(content: bytes) -> bytes:
+    """One bit of a parameter, in a file that can be unpacked."""
+    return lzma.compress(damage_byte(lzma.decompress(content)))
+
+
 def damage_header(content: bytes) -> bytes:
-    return content.replace(b'\\"iteration\\": ', b'\\"iteration\\":9')
+    return lzma.compress(lzma.decompress(content).replace(b'\\"iteration\\": ', b'\\"iteration\\":9'))
 
 
 @pytest.mark.parametrize(
     "damage",
-    [damage_end, damage_start, damage_value, damage_header, lambda _: b"", lambda _: b"not a checkpoint at all"],
+    [
+        damage_end,
+        damage_start,
+        damage_byte,
+        damage_value,
+        damage_header,
+        lambda _: b"",
+        lambda _: b"not a checkpoint at all",
+    ],
 )
 def test_damaged_checkpoint_is_refused_and_kept(tmp_path, damage):
     train(tmp_path, budget=0)
@@ -483,11 +503,8 @@ def test_damaged_checkpoint_is_refused_and_kept(tmp_path, damage):
 
 
 def test_foreign_safetensors_are_refused(tmp_path):
-    from safetensors.torch import save_file
-
-    checkpoint(tmp_path).parent.mkdir(parents=True)
     for metadata in (None, {"metabook": "[]"}, {"metabook": "{}"}, {"metabook": '{"format": "other"}'}):
-        save_file({"weight": torch.zeros(2)}, checkpoint(tmp_path), metadata)
+        write(tmp_path, {"weight": torch.zeros(2)}, metadata)
         assert "is damaged or not of this book" in refused(lambda: train(tmp_path))
 
 
@@ -537,7 +554,9 @@ def test_full_disk_leaves_the_old_checkpoint(whole, tmp_path, monkeypatch, place
         message = refused(lambda: train(tmp_path))
     assert "No space left on device" in message and "the previous file is intact" in message
     assert checkpoint(tmp_path).read_bytes() == before
-    assert [path.name for path in checkpoint(tmp_path).parent.iterdir()] == ["tiny.safetensors"], "a half file is left"
+    assert [path.name for path in checkpoint(tmp_path).parent.iterdir()] == ["tiny.safetensors.xz"], (
+        "a half file is left"
+    )
     train(tmp_path)
     assert_same(whole[0], tmp_path)
 

@@ -16,7 +16,6 @@ import ast
 import base64
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -394,25 +393,11 @@ _FRAME = re.compile(r"(data:image/png;base64,)((?:[A-Za-z0-9+/=]|\\\n)+)")
 
 def _smaller(encoded: str) -> str:
     """A PNG image in base64 in fewer bytes, every pixel as before; as it is where that does not help."""
-    import numpy as np
-    from PIL import Image
+    import oxipng
 
     png = base64.b64decode(encoded.replace("\\\n", ""))
-    with Image.open(io.BytesIO(png)) as image:
-        if getattr(image, "is_animated", False) or image.mode not in ("RGB", "RGBA", "L", "P"):
-            return encoded
-        whole = np.asarray(image.convert("RGBA"))
-    colours, index = np.unique(np.ascontiguousarray(whole).view(np.uint32), return_inverse=True)
-    if len(colours) <= 256:
-        small = Image.fromarray(index.reshape(whole.shape[:2]).astype(np.uint8))
-        small.putpalette(colours.tobytes(), "RGBA")
-    else:
-        small = Image.fromarray(whole if (whole[..., 3] < 255).any() else whole[..., :3])
-    packed = io.BytesIO()
-    small.save(packed, "PNG", optimize=True, **{key: image.info[key] for key in ("dpi",) if key in image.info})
-    with Image.open(packed) as again:
-        same = np.array_equal(np.asarray(again.convert("RGBA")), whole)
-    return base64.b64encode(packed.getvalue()).decode() if same and len(packed.getvalue()) < len(png) else encoded
+    packed = oxipng.optimize_from_memory(png, level=2, strip=oxipng.StripChunks.safe())
+    return base64.b64encode(packed).decode() if len(packed) < len(png) else encoded
 
 
 def _is_progress_bar(output) -> bool:

@@ -31,7 +31,7 @@ from helpers import experiments, metagradients, records, runtime, training
 from helpers.runtime import UserError
 
 PACKS, PACK_BYTES = 6, 14_000_000  # at most so many files, each at most so large
-SUFFIXES = {".safetensors": "checkpoints", ".json": "records", ".csv.gz": "records"}
+SUFFIXES = {training.SUFFIX: "checkpoints", ".json": "records", ".csv.gz": "records"}
 GRACE = 90.0  # seconds between the end of training and the end of the campaign: for the evaluations
 STOP = 20.0  # seconds in which a process that is asked to stop must have written its checkpoint
 
@@ -198,7 +198,7 @@ def _side_by_side(
 
 def _start(name: str, budget: float, device: str, data: Path, work: Path, save_every: float) -> subprocess.Popen:
     """Train one experiment in a process of its own; the committed checkpoint is where it begins."""
-    for kind, suffix in (("checkpoints", ".safetensors"), ("records", ".json")):
+    for kind, suffix in (("checkpoints", training.SUFFIX), ("records", ".json")):
         source, target = data / kind / f"{name}{suffix}", work / kind / f"{name}{suffix}"
         if source.exists() and not target.exists():
             shutil.copyfile(source, target)
@@ -267,7 +267,9 @@ def pack(out: Path, data: Path, say: Callable[[str], None] = print) -> list[Path
     for old in out.glob("campaign-*.tar"):
         old.unlink()
     bins: list[tuple[int, list[Path]]] = []
-    for name in sorted(path.stem for path in (out / "work" / "checkpoints").glob("*.safetensors")):
+    for name in sorted(
+        path.name.removesuffix(training.SUFFIX) for path in (out / "work" / "checkpoints").glob(f"*{training.SUFFIX}")
+    ):
         files = [out / "work" / kind / f"{name}{suffix}" for suffix, kind in SUFFIXES.items()]
         files = [path for path in files if path.exists()]
         before = data / "checkpoints" / files[0].name
@@ -352,17 +354,17 @@ def _members(pack: Path) -> list[tuple[tuple[str, str], bytes]]:
 def _take(name: str, files: dict[str, bytes], data: Path) -> str:
     """Write one run into ``data`` if it may replace what is there; says how far it got."""
     experiment = experiments.find(name)
-    if ".safetensors" not in files:
+    if training.SUFFIX not in files:
         raise UserError("it has no checkpoint")
-    incoming = data / "checkpoints" / f".{name}.incoming.safetensors"
-    runtime.write_atomically(incoming, files[".safetensors"])
+    incoming = data / "checkpoints" / f".{name}.incoming{training.SUFFIX}"
+    runtime.write_atomically(incoming, files[training.SUFFIX])
     try:
         _, header = training.read_checkpoint(incoming)
     finally:
         incoming.unlink()
     if header["config"] != json.loads(json.dumps(experiment.config())):
         raise UserError("it is of another configuration than the experiment")
-    target = data / "checkpoints" / f"{name}.safetensors"
+    target = data / "checkpoints" / f"{name}{training.SUFFIX}"
     if target.exists():
         _, present = training.read_checkpoint(target)
         if present["config"] == header["config"] and present["iteration"] >= header["iteration"]:
@@ -374,7 +376,7 @@ def _take(name: str, files: dict[str, bytes], data: Path) -> str:
             raise ValueError
     except ValueError:
         raise UserError("its record is damaged") from None
-    runtime.write_atomically(target, files[".safetensors"])
+    runtime.write_atomically(target, files[training.SUFFIX])
     progress = f"{header['iteration']:,} of {experiment.iterations:,} iterations"
     if record is None or record["iterations"]["done"] != header["iteration"] or record["config"] != header["config"]:
         return f"{progress}, without a record: `metabook train {name} --budget 1s` goes on and writes it"

@@ -104,6 +104,8 @@ def _train(experiment, budget: float | None, settings: dict[str, Any]) -> None:
 
 def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
     """Train experiments in this order until the time is spent; one that cannot be trained does not stop the others."""
+    from helpers import training
+
     started, failed = time.monotonic(), []
     for experiment in chosen:
         left = None if budget is None else budget - (time.monotonic() - started)
@@ -113,6 +115,8 @@ def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
         try:
             if _complete(experiment):
                 print(f"{experiment.name}: complete, nothing to do")
+            elif training.given_up(experiment.name):
+                print(f"{experiment.name}: given up; `metabook train {experiment.name} --fresh` starts over")
             else:
                 _train(experiment, left, settings)
         except UserError as error:

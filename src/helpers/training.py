@@ -1,9 +1,9 @@
 """The outer loop as a resumable, recorded experiment.
 
 One file holds everything that training needs to go on: parameters, optimiser, random generator, iteration and history,
-as a ``.safetensors`` file with a JSON header (no pickle). It is replaced atomically, so a killed run continues from its
-last checkpoint, bit for bit as if it had never stopped (on the same machine with the same engine settings). On another
-kind of device a run goes on too, with a generator that is seeded anew from seed and iteration.
+as a ``.safetensors`` file with a JSON header (no pickle), compressed by xz. It is replaced atomically, so a killed run
+continues from its last checkpoint, bit for bit as if it had never stopped (on the same machine with the same engine
+settings). On another kind of device a run goes on too, with a generator that is seeded anew from seed and iteration.
 
 The file of a finished run holds its parameters alone, in half precision, and the record's metrics are those of the
 parameters as stored. Single precision stays where half of it would move a metric by a tenth of its interval.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import math
 import signal
 import time
@@ -37,6 +38,9 @@ from helpers.models import Params
 from helpers.runtime import UserError
 
 FORMAT = "metabook checkpoint 1"
+SUFFIX = ".safetensors.xz"
+# Numbers of four bytes, of which the first say least at random: a sixth of a file of parameters goes, none of its bits.
+PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 1, "lc": 0, "lp": 2, "pb": 2}]
 RETURNS = 6  # at most so often does a watched run go back
 LOG_EVERY = 100  # iterations between two entries of the history, and between two looks at the loss
 
@@ -163,7 +167,7 @@ class State:
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = json.dumps(header)
         metadata = {"metabook": text, "sha256": digest(text, tensors)}
-        runtime.write_atomically(path, safetensors.torch.save(tensors, metadata))
+        runtime.write_atomically(path, lzma.compress(safetensors.torch.save(tensors, metadata), filters=PACKING))
 
     def restore(self, path: Path, config: dict[str, Any], iterations: int, seed: int) -> None:
         """Continue from a checkpoint.
@@ -197,6 +201,11 @@ class State:
             self.returns = header.get("returns", [])
             self.iteration, self.seconds = header["iteration"], header["seconds"]
             self.precision = header.get("precision", "single")
+            if self.iteration < iterations and "generator" not in tensors:
+                raise UserError(
+                    f"the run was given up at iteration {self.iteration:,}, and its checkpoint {path} "
+                    "keeps no optimiser to go on with: start over with --fresh"
+                )
             if self.iteration < iterations:
                 self._restore_generator(tensors["generator"], header, seed)
                 if isinstance(self.optimizer, torch.optim.Adam) and self.iteration and not self.optimizer.state:
@@ -285,17 +294,17 @@ def steady(values: Sequence[float]) -> bool | None:
 
 
 def halved(theta: Params) -> Params:
-    """θ in half precision, but for tensors that lose more by it than rounding, such as very small squares."""
+    """θ in half precision, but for what is carried along, and tensors that lose more than rounding by it."""
 
-    def half(value: Tensor) -> Tensor:
-        if value.dtype != torch.float32:
+    def half(name: str, value: Tensor) -> Tensor:
+        if value.dtype != torch.float32 or name.startswith(CARRIED):
             return value
         short = value.half()
         error, size = (short.to(value.dtype) - value).abs(), value.abs()
         fits = value.numel() and bool((error <= size / 1024 + 1e-6 * size.max()).all())
         return short if fits else value
 
-    return {name: half(value) for name, value in theta.items()}
+    return {name: half(name, value) for name, value in theta.items()}
 
 
 def moved(single: dict[str, Interval], half: dict[str, Interval]) -> list[str]:
@@ -331,7 +340,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         # Read in one go: `safe_open` opens the file twice, and a training run may replace it in between.
-        content = path.read_bytes()
+        content = lzma.decompress(path.read_bytes())
         tensors = safetensors.torch.load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         header = json.loads(metadata["metabook"])
@@ -343,7 +352,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("no configuration")
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}: train the experiment first") from None
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, lzma.LZMAError, safetensors.SafetensorError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise UserError(
             f"the checkpoint {path} is damaged or not of this book ({reason}): "
@@ -352,9 +361,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
+def given_up(name: str, folder: Path | None = None) -> bool:
+    """Whether the checkpoint of an experiment is there and keeps its parameters alone, so that nothing can go on."""
+    path = (folder or runtime.root() / "data" / "checkpoints") / f"{name}{SUFFIX}"
+    return path.exists() and "generator" not in read_checkpoint(path)[0]
+
+
 def load_theta(name: str, folder: Path | None = None) -> Params:
     """Meta-parameters θ from the checkpoint of an experiment, on the CPU; what was stored in half comes in single."""
-    tensors, _ = read_checkpoint((folder or runtime.root() / "data" / "checkpoints") / f"{name}.safetensors")
+    tensors, _ = read_checkpoint((folder or runtime.root() / "data" / "checkpoints") / f"{name}{SUFFIX}")
     theta = {key.removeprefix("theta/"): value for key, value in tensors.items() if key.startswith("theta/")}
     return {name: value.float() if value.dtype == torch.float16 else value for name, value in theta.items()}
 
@@ -411,7 +426,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written.
     """
     data = data or runtime.root() / "data"
-    path = data / "checkpoints" / f"{experiment.name}.safetensors"
+    path = data / "checkpoints" / f"{experiment.name}{SUFFIX}"
     with runtime.only_one(path, f"training {experiment.name}"):
         how = form or ("compiled" if compiled else "traced")
         return _train(experiment, torch.device(device), budget, fresh, how, data, path, save_every, progress, say)
