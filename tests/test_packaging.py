@@ -138,3 +138,20 @@ def test_continuous_integration_script_is_valid_shell():
     script = root() / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+
+
+def test_the_repository_is_light():
+    """A reader on Colab clones all of it, and a short-lived GPU machine takes no more than 64 MiB, data included."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root(), capture_output=True, text=True)
+    if listed.returncode == 0:
+        files = [root() / name for name in listed.stdout.split("\0") if name]
+    else:  # an unpacked archive: what it brought, and nothing that was made since
+        made = {".venv", "_build", "raw", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+        files = [
+            path for path in root().rglob("*") if path.is_file() and not made & set(path.relative_to(root()).parts)
+        ]
+    sizes = {path.relative_to(root()): path.stat().st_size for path in files if path.is_file()}
+    assert len(sizes) > 300, "most of the repository is missing"
+    largest = sorted(sizes, key=sizes.get, reverse=True)[:5]
+    total = sum(sizes.values())
+    assert total <= 45_000_000, f"{total:,} bytes; the largest are {', '.join(map(str, largest))}"

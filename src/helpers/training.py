@@ -80,7 +80,7 @@ class Experiment(Protocol):
     # Optional: ``outer``, "adam" (the default) or "sgd"; ``outer_rate_final``, to which the outer rate goes linearly,
     # ``outer_rate_hold``, the iterations before it begins to, and ``outer_rate_restarts``: see :func:`outer_rate`.
     # ``watched``, a metric of the points on the way: a run that loses its footing by the rule of :func:`steady` goes
-    # back to its last quiet point, and on at half the outer rate.
+    # back to its last quiet point, or to where it was last resumed, and on at half the outer rate.
 
     def config(self) -> dict[str, Any]:
         """The whole configuration as JSON. A checkpoint of another configuration is refused."""
@@ -149,7 +149,6 @@ class State:
         if not over:
             tensors |= self._moments()
             tensors["generator"] = self.generator.get_state()
-            tensors |= self.quiet["tensors"] if self.quiet else {}
         header = {
             "format": FORMAT,
             "config": config,
@@ -162,7 +161,6 @@ class State:
             "curve": self.curve,
             "slices": self.slices,
             "returns": self.returns,
-            "quiet": self.quiet["iteration"] if self.quiet else None,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = json.dumps(header)
@@ -195,9 +193,6 @@ class State:
             )
         try:
             self._load(tensors)
-            if header.get("quiet") is not None:
-                kept = {name: value for name, value in tensors.items() if name.startswith("quiet/")}
-                self.quiet = {"iteration": header["quiet"], "tensors": kept}
             self.returns = header.get("returns", [])
             self.iteration, self.seconds = header["iteration"], header["seconds"]
             self.precision = header.get("precision", "single")
@@ -229,13 +224,13 @@ class State:
             for slot, tensor in self.optimizer.state.get(value, {}).items()
         }
 
-    def _load(self, tensors: Params, prefix: str = "") -> None:
+    def _load(self, tensors: Params) -> None:
         """Take over θ and what the optimiser remembers."""
         with torch.no_grad():
             for name, value in self.theta.items():
-                value.copy_(tensors[f"{prefix}theta/{name}"])
+                value.copy_(tensors[f"theta/{name}"])
         for name, value in self.theta.items():
-            slots = {slot: tensors.get(f"{prefix}adam/{slot}/{name}") for slot in ("step", "exp_avg", "exp_avg_sq")}
+            slots = {slot: tensors.get(f"adam/{slot}/{name}") for slot in ("step", "exp_avg", "exp_avg_sq")}
             kept = {
                 # Adam counts its steps on the CPU.
                 slot: tensor.clone() if slot == "step" else tensor.to(value.device, copy=True)
@@ -246,17 +241,16 @@ class State:
                 self.optimizer.state[value] = kept
 
     def remember(self) -> None:
-        """Keep this point as one to which a watched run can go back."""
+        """Keep this point, in memory, as one to which a watched run can go back."""
         now = {f"theta/{name}": value for name, value in self.values().items()} | self._moments()
-        tensors = {f"quiet/{name}": value.detach().clone() for name, value in now.items()}
-        self.quiet = {"iteration": self.iteration, "tensors": tensors}
+        self.quiet = {"iteration": self.iteration, "tensors": {n: v.detach().clone() for n, v in now.items()}}
 
     def go_back(self) -> None:
         """Return to the point that was kept; the generator goes on, so that other tasks are drawn from there."""
         assert self.quiet is not None
         back = self.quiet["iteration"]
         self.returns.append({"from": self.iteration, "to": back})
-        self._load(self.quiet["tensors"], "quiet/")
+        self._load(self.quiet["tensors"])
         self.iteration, self.window = back, []
         self.losses = self.losses[: back // LOG_EVERY]
         self.curve = [point for point in self.curve if point["iteration"] <= back]
@@ -466,6 +460,8 @@ def _train(
         state.restore(path, config, experiment.iterations, experiment.seed)
     begin, started, already = state.iteration, time.monotonic(), state.seconds
     watched = getattr(experiment, "watched", None)
+    if watched:
+        state.remember()  # a run that was interrupted goes back no further than here
 
     def check() -> None:
         """Look at the losses since the last look: nothing that is not finite may reach a checkpoint."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import math
 import zipfile
 import zlib
@@ -233,7 +234,16 @@ def load(path: Path | str | None = None) -> JetSamples:
         sound = header.pop("sha256") == _digest(arrays, header)
     except OSError as error:
         raise UserError(f"the file of jets {place} cannot be read ({error.strerror or error}): {remedy}") from error
-    except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        EOFError,
+        AttributeError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         raise UserError(f"the file of jets {place} is damaged: {remedy}") from error
     if not sound:
         raise UserError(f"the file of jets {place} is damaged (its digest differs): {remedy}")
@@ -263,8 +273,19 @@ def pack(arrays: dict[str, np.ndarray], header: dict[str, Any]) -> bytes:
     stored["window"] = (fifth_of(arrays["pt"]) // FIFTHS).astype(np.uint8)
     header = json.loads(json.dumps({"format": FORMAT, "jets": len(codes)} | header))  # tuples become lists, as in files
     header["sha256"] = _digest(stored, header)
+    return archive({"header": np.array(json.dumps(header))} | stored)
+
+
+def archive(arrays: dict[str, np.ndarray]) -> bytes:
+    """What ``numpy.savez_compressed`` writes, packed by LZMA, a tenth smaller: ``numpy.load`` reads it all the same.
+
+    The last axis, that of the jets, varies slowest in the file: what belongs to one jet stands together.
+    """
     file = io.BytesIO()
-    np.savez_compressed(file, header=np.array(json.dumps(header)), **stored)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA) as members:
+        for name, array in arrays.items():
+            with members.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array.copy(order="F"), allow_pickle=False)
     return file.getvalue()
 
 
