@@ -45,7 +45,7 @@ def test_importing_does_not_import_matplotlib():
 def test_the_style_ends_with_its_block():
     before = dict(matplotlib.rcParams)
     with figures.style():
-        assert matplotlib.rcParams["figure.dpi"] == 200
+        assert matplotlib.rcParams["figure.dpi"] == 150
     assert dict(matplotlib.rcParams) == before
 
 

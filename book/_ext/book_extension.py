@@ -22,7 +22,7 @@ FLOORS = [
     ),
     ("Floor 2: training and reporting", ("training", "evaluation", "records", "figures")),
     ("Floor 3: experiments", ("experiments",)),
-    ("Floor 4: command line and book", ("cli", "book", "compare", "checks")),
+    ("Floor 4: command line and book", ("cli", "campaign", "book", "compare", "checks")),
 ]
 
 

@@ -45,8 +45,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)))
 
 _SETTINGS: dict[str, Any] = {
-    "figure.dpi": 200,  # twice the pixels of the text column, for dense screens; the page scales them down
-    "savefig.dpi": 200,
+    "figure.dpi": 150,  # half as many pixels again as the text column has, for dense screens; the page scales them down
+    "savefig.dpi": 150,
     "figure.figsize": (WIDTH, 3.2),
     "figure.constrained_layout.use": True,
     "figure.facecolor": "white",
