@@ -97,7 +97,7 @@ def test_a_run_of_another_configuration_is_refused_and_the_rest_is_taken(tmp_pat
     said = []
     assert "1 of 2 runs" in refused(lambda: campaign.merge(tmp_path, tmp_path / "data", say=said.append))
     assert any("maml-sinusoid-5: refused, it is of another configuration" in line for line in said)
-    assert [path.stem for path in (tmp_path / "data" / "checkpoints").iterdir()] == ["maml-sinusoid-10"]
+    assert [path.name for path in (tmp_path / "data" / "checkpoints").iterdir()] == ["maml-sinusoid-10.safetensors.xz"]
     # Without a record the numbers are still to be measured, which is said.
     assert any("without a record" in line for line in said) and not (tmp_path / "data" / "records").exists()
 

@@ -152,7 +152,9 @@ def test_what_is_not_selected_is_not_skipped_either(project, monkeypatch, capsys
     for name in ("first", "second", "third"):
         (project / f"data/records/{name}.json").write_text("{}")
     seconds = project / "tests/record-seconds.json"
-    monkeypatch.setattr(checks, "rotation", lambda known, *_: [name for name in known if known[name] == 15][1:2])
+    monkeypatch.setattr(
+        checks, "rotation", lambda known, *_: [name for name in known if known[name] == checks.RECORD_SECONDS][1:2]
+    )
     found = checks._records()
     assert (found.counts, found.note) == (Counter(passed=3), "1 of 3 records")
     assert not seconds.exists()

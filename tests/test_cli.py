@@ -373,7 +373,7 @@ def test_queue_goes_on_after_any_error_and_says_so_at_the_end(project, capsys, m
 
 
 def test_queue_passes_over_what_was_given_up(project, capsys, monkeypatch):
-    monkeypatch.setattr(training, "given_up", lambda name: name == "first")
+    monkeypatch.setattr(training, "given_up", lambda experiment: experiment.name == "first")
     status, out, _ = train(capsys, "--queue", "paper")
     assert status == 0 and out.startswith("first: given up;") and "second: 60 iterations" in out
 

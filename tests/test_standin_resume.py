@@ -57,7 +57,7 @@ def test_on_one_kind_nothing_is_seeded_anew(tmp_path):
 def partial() -> list[str]:
     """Committed runs that are not finished, the smallest checkpoint first."""
     found = [name for name, record in records.load_all().items() if record["status"] == "partial"]
-    found = [name for name in found if not training.given_up(name)]
+    found = [name for name in found if not training.given_up(experiments.find(name))]
     return sorted(found, key=lambda name: (root() / "data/checkpoints" / f"{name}.safetensors.xz").stat().st_size)
 
 

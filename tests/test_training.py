@@ -312,11 +312,14 @@ def write(folder: Path, tensors, metadata) -> None:
 def test_an_unfinished_run_without_optimiser_or_generator_is_refused(tmp_path):
     for drop, message in (("adam/", "does not fit this experiment"), ("generator", "was given up at iteration 1,")):
         train(tmp_path, fresh=True, budget=0)
-        assert not training.given_up("tiny", tmp_path / "checkpoints")
+        assert not training.given_up(Tiny(), tmp_path / "checkpoints")
         rewritten(tmp_path, drop)
         assert message in refused(lambda: train(tmp_path))
-    assert training.given_up("tiny", tmp_path / "checkpoints")
-    assert not training.given_up("none", tmp_path / "checkpoints")
+    assert training.given_up(Tiny(), tmp_path / "checkpoints")
+    assert not training.given_up(Tiny(), tmp_path), "there is no checkpoint"
+    assert not training.given_up(Tiny(seed=1), tmp_path / "checkpoints"), "it is another run's"
+    train(tmp_path, fresh=True)
+    assert not training.given_up(Tiny(), tmp_path / "checkpoints"), "it is finished"
 
 
 def test_a_checkpoint_without_a_digest_is_refused(tmp_path):

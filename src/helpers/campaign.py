@@ -32,7 +32,7 @@ from helpers.runtime import UserError
 
 PACKS, PACK_BYTES = 6, 14_000_000  # at most so many files, each at most so large
 SUFFIXES = {training.SUFFIX: "checkpoints", ".json": "records", ".csv.gz": "records"}
-GRACE = 90.0  # seconds between the end of training and the end of the campaign: for the evaluations
+GRACE = {"cuda": 90.0, "cpu": 240.0}  # at most so many seconds at the end are for the evaluations
 STOP = 20.0  # seconds in which a process that is asked to stop must have written its checkpoint
 
 
@@ -143,7 +143,7 @@ def run(
         end = started + 60 * minutes - min(STOP, 6 * minutes)  # what is late is stopped by then, and packed
         try:
             begin = partial(_start, device=where.type, data=data, work=work, save_every=save_every)
-            _side_by_side(queue, begin, work, jobs, end, say)
+            _side_by_side(queue, begin, work, jobs, end, GRACE[where.type], say)
         finally:
             packs = pack(out, data, say)
     return packs
@@ -168,11 +168,12 @@ def _side_by_side(
     work: Path,
     jobs: int,
     end: float,
+    grace: float,
     say: Callable[[str], None],
 ) -> None:
     """Keep ``jobs`` processes busy until the queue is empty or the time is over; every one of them is stopped."""
     running: dict[str, subprocess.Popen] = {}
-    grace = min(GRACE, 0.25 * max(0.0, end - time.monotonic()))
+    grace = min(grace, 0.25 * max(0.0, end - time.monotonic()))
     bar = tqdm(total=round(max(0.0, end - time.monotonic())), unit="s", desc="campaign", mininterval=5)
     begun = time.monotonic()
     try:

@@ -115,7 +115,7 @@ def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
         try:
             if _complete(experiment):
                 print(f"{experiment.name}: complete, nothing to do")
-            elif training.given_up(experiment.name):
+            elif training.given_up(experiment):
                 print(f"{experiment.name}: given up; `metabook train {experiment.name} --fresh` starts over")
             else:
                 _train(experiment, left, settings)

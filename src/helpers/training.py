@@ -355,10 +355,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
-def given_up(name: str, folder: Path | None = None) -> bool:
-    """Whether the checkpoint of an experiment is there and keeps its parameters alone, so that nothing can go on."""
-    path = (folder or runtime.root() / "data" / "checkpoints") / f"{name}{SUFFIX}"
-    return path.exists() and "generator" not in read_checkpoint(path)[0]
+def given_up(experiment: Experiment, folder: Path | None = None) -> bool:
+    """Whether the checkpoint of an unfinished run is there but keeps its parameters alone, so that it cannot go on."""
+    path = (folder or runtime.root() / "data" / "checkpoints") / f"{experiment.name}{SUFFIX}"
+    if not path.exists():
+        return False
+    tensors, header = read_checkpoint(path)
+    ours = header["config"] == json.loads(json.dumps(experiment.config()))
+    return ours and "generator" not in tensors and header["iteration"] < experiment.iterations
 
 
 def load_theta(name: str, folder: Path | None = None) -> Params:
