@@ -408,7 +408,7 @@ def train(
         budget: seconds of training in this call; the run then stops cleanly and its record is partial.
         fresh: ignore an existing checkpoint.
         compiled: use ``torch.compile``; other rounding, so part of what bit-identical resumption presumes.
-        form: how the estimator runs, a name of :data:`helpers.tracing.FORMS`, where the experiment leaves the choice;
+        form: how the estimator runs, a name of ``helpers.tracing.FORMS``, where the experiment leaves the choice;
             by default ``"compiled"`` or ``"traced"``. ``"fastest"`` tries them for some seconds each.
         data: folder with ``checkpoints/`` and ``records/``; by default ``data/`` of the checkout.
         save_every: seconds between checkpoints.

@@ -164,7 +164,7 @@ class OmniglotTraining:
         self.use("compiled" if compiled else "traced")
 
     def use(self, form: str) -> None:
-        """Run the estimator in one of the forms of :data:`helpers.tracing.FORMS`."""
+        """Run the estimator in one of the forms of ``helpers.tracing.FORMS``."""
         e = self.experiment
         solver = partial(conjugate_gradient, steps=e.cg_steps, damping=e.damping)
         pieces = "traced" if form == "captured" else form

@@ -103,7 +103,7 @@ class Training:
         self.test = experiment.test_batch(device)
 
     def use(self, form: str) -> None:
-        """Run the estimator in one of the forms of :data:`helpers.tracing.FORMS`."""
+        """Run the estimator in one of the forms of ``helpers.tracing.FORMS``."""
         estimator = tracing.FORMS[form](ESTIMATORS[self.experiment.estimator])
         # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
         self.estimator = metagradients.chunked(estimator, self.experiment.chunk if self.device.type == "cpu" else None)

@@ -92,7 +92,7 @@ class OmniglotTraining:
         self.use("compiled" if compiled else "traced")
 
     def use(self, form: str) -> None:
-        """Run the estimator in one of the forms of :data:`helpers.tracing.FORMS`."""
+        """Run the estimator in one of the forms of ``helpers.tracing.FORMS``."""
         self.estimator = tracing.FORMS[form](metagradients.reptile)
 
     def init(self, generator: torch.Generator) -> Params:
