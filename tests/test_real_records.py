@@ -27,6 +27,10 @@ FLIPS = 5
 RELATIVE = 1e-3
 
 
+# What a run is watched by, on the way and at the end.
+WATCHED = ("spot_residual", "spot_stationarity", "spot_indefinite")
+
+
 def tolerance(name: str, record: dict) -> float:
     metric, config = record["metrics"][name], record["config"]
     if record["paper"] == "ml3":
@@ -60,7 +64,7 @@ def tolerance(name: str, record: dict) -> float:
         return (FLIPS + 0.5) / (metric["n"] * config["ways"] * config["queries"])
     if "_diverged_" in name:
         return 1.5 / (config["test_tasks"] * config["seeds"])
-    if name.startswith("solver_"):  # single precision after many steps across kinks: the order of magnitude
+    if name in WATCHED or name.startswith("solver_"):  # single precision after many steps across kinks: its order
         return 0.1 * abs(metric["value"]) + 0.05
     if name.startswith("scratch_"):  # nothing was learned for this start: steps bounce off kinks and narrow valleys
         return 0.5 * metric["ci95"]
@@ -112,6 +116,8 @@ def test_checkpoint_gives_the_record(name):
         measured = {key: value for key, value in measured.items() if key.startswith("spot_")}
         assert measured and measured.keys() < record["metrics"].keys()
         for key, value in measured.items():
+            if key in WATCHED:  # measured on training tasks, of which there is no larger part
+                continue
             whole = record["metrics"][key.removeprefix("spot_")]
             # Taggers, and seeds, share their test tasks, so that the interval over them leaves out by how much few
             # tasks differ: sinusoids by their amplitude, squared.
