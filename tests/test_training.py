@@ -295,6 +295,31 @@ def test_seconds_of_the_run_outlive_a_second_evaluation(tmp_path, monkeypatch):
     assert train(tmp_path)["metrics"]["seconds_per_iteration"]["value"] == 0.5
 
 
+def test_a_damaged_record_of_a_finished_run_is_written_anew(tmp_path):
+    """As the message about it says: run `metabook train` again."""
+    record = train(tmp_path)
+    (tmp_path / "records" / "tiny.json").write_text('{"experiment": ')
+    assert train(tmp_path)["metrics"] == record["metrics"]
+
+
+def test_the_form_is_named_where_it_was_chosen_and_nowhere_else(tmp_path, monkeypatch):
+    (own,) = train(tmp_path / "own", budget=0)["provenance"]["slices"]
+    assert "form" not in own and own["compiled"] is False
+    used = []
+    monkeypatch.setattr(TinyRun, "use", lambda self, form: used.append(form), raising=False)
+    (named,) = training.train(Tiny(), data=tmp_path, budget=0, form="eager", progress=False, say=print)["provenance"][
+        "slices"
+    ]
+    assert used == ["eager"] and named["form"] == "eager"
+
+
+def test_a_signal_stops_the_evaluation_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(TinyRun, "evaluate", lambda self, theta: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Tiny(evaluate_every=1000))
+    assert iteration(tmp_path) == 240 and not (tmp_path / "records" / "tiny.json").exists()
+
+
 def rewritten(folder: Path, drop: str = "", **changes) -> None:
     """The checkpoint with other words in its header, or without some of its tensors; with a right digest."""
     tensors, header = training.read_checkpoint(checkpoint(folder))

@@ -33,24 +33,17 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from helpers.runtime import UserError, root
+from helpers.runtime import ONE_THREAD, UserError, cores, root
 
 PROFILES = ("quick", "book", "paper")
 
 # Seconds of processor time that a chapter may take, its kernel's start included: shown, since machines differ.
 BUDGETS = {"quick": 30, "book": 120}
 
-# One thread a kernel: two OpenMP pools on two cores make each other several times slower, and the order of a sum
-# depends on the number of threads, so this is also the reproducible choice.
-ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
-)
-
 
 def workers() -> int:
     """How many processes with one thread each may run at a time: one a core, at least two."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(2, cores), 16)
+    return min(max(2, cores()), 16)
 
 
 # ---------------------------------------- chapters

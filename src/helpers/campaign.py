@@ -19,6 +19,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,7 @@ def run(
                 say(f"{name}: complete, nothing to do")
             else:
                 queue.append(name)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = jobs or (min(6, max(1, cores - 1)) if where.type == "cuda" else cores)
+        jobs = jobs or (min(6, max(1, runtime.cores() - 1)) if where.type == "cuda" else runtime.cores())
         end = started + 60 * minutes - min(STOP, 6 * minutes)  # what is late is stopped by then, and packed
         try:
             begin = partial(_start, device=where.type, data=data, work=work, save_every=save_every)
@@ -150,15 +150,10 @@ def run(
 
 
 def _done(experiment, data: Path) -> bool:
-    """Whether a folder holds the whole run of exactly this experiment."""
-    path = data / "records" / f"{experiment.name}.json"
-    if not path.exists():
-        return False
+    """Whether a folder holds the whole run of exactly this experiment; a damaged record is made anew."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        config = json.loads(json.dumps(experiment.config()))
-        return record["status"] == "complete" and record["config"] == config
-    except (OSError, ValueError, KeyError, TypeError):
+        return training.complete(experiment, data / "records")
+    except UserError:
         return False
 
 
@@ -204,12 +199,11 @@ def _start(name: str, budget: float, device: str, data: Path, work: Path, save_e
         if source.exists() and not target.exists():
             shutil.copyfile(source, target)
     command = [sys.executable, "-c", "import sys; from helpers.campaign import work; sys.exit(work(*sys.argv[1:]))"]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (work / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             [*command, name, device, str(work), f"{budget:.1f}", str(save_every)],
-            env={**os.environ, **threads, "PYTHONPATH": path},
+            env={**os.environ, **runtime.ONE_THREAD, "PYTHONPATH": path},
             stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C comes to this process alone, which then stops the others
         )  # fmt: skip
@@ -249,12 +243,13 @@ def _stop(running: dict[str, subprocess.Popen], say: Callable[[str], None]) -> N
         child.send_signal(signal.SIGINT)
     late = time.monotonic() + STOP / 2
     for name, child in running.items():
-        try:
+        with suppress(subprocess.TimeoutExpired):
             child.wait(max(0.1, late - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        if child.poll() is None:
             child.kill()
             child.wait()
-            say(f"{name}: stopped while it was being evaluated; its checkpoint is kept, its record is not written")
+        if child.returncode:
+            say(f"{name}: stopped before its evaluation was over; its checkpoint is kept, its record is not written")
 
 
 # ---------------------------------------- packing and merging
@@ -363,7 +358,7 @@ def _take(name: str, files: dict[str, bytes], data: Path) -> str:
         _, header = training.read_checkpoint(incoming)
     finally:
         incoming.unlink()
-    if header["config"] != json.loads(json.dumps(experiment.config())):
+    if header["config"] != training.configuration(experiment):
         raise UserError("it is of another configuration than the experiment")
     target = data / "checkpoints" / f"{name}{training.SUFFIX}"
     if target.exists():

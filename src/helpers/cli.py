@@ -6,7 +6,6 @@ Every mistake of the user's is one sentence on standard error and exit status 2;
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -113,7 +112,7 @@ def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
             print(f"the time is spent; {experiment.name} is next")
             break
         try:
-            if _complete(experiment):
+            if training.complete(experiment):
                 print(f"{experiment.name}: complete, nothing to do")
             elif training.given_up(experiment):
                 print(f"{experiment.name}: given up; `metabook train {experiment.name} --fresh` starts over")
@@ -128,15 +127,6 @@ def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
     if failed:
         print(f"metabook: not trained: {', '.join(failed)}; the messages above say why", file=sys.stderr)
     return 2 if failed else 0
-
-
-def _complete(experiment) -> bool:
-    """Whether there is a record of the whole run of exactly this experiment."""
-    from helpers import records
-
-    record = records.load(experiment.name, missing_ok=True)
-    config = json.loads(json.dumps(experiment.config()))  # tuples become lists, as in the record
-    return record is not None and record["status"] == "complete" and record["config"] == config
 
 
 def campaign(options: argparse.Namespace) -> None:

@@ -56,7 +56,7 @@ def save(record: Record, path: Path | None = None) -> Path:
     return path
 
 
-def load(name: str, missing_ok: bool = False) -> Record | None:
+def load(name: str, missing_ok: bool = False, where: Path | None = None) -> Record | None:
     """The record of an experiment.
 
     Returns:
@@ -65,7 +65,7 @@ def load(name: str, missing_ok: bool = False) -> Record | None:
     Raises:
         UserError: if there is no such record, or the file is not a whole record of that experiment.
     """
-    path = folder() / f"{name}.json"
+    path = (where or folder()) / f"{name}.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

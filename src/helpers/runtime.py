@@ -58,6 +58,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+# For processes side by side: two OpenMP pools on two cores make each other several times slower, and the order of a sum
+# depends on the number of threads, so this is also the reproducible choice.
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A seeded random generator on ``device``."""
     return torch.Generator(device=device).manual_seed(seed)

@@ -18,7 +18,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -355,13 +355,28 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
+def configuration(experiment: Experiment) -> dict[str, Any]:
+    """The configuration as files hold it: tuples become lists."""
+    return json.loads(json.dumps(experiment.config()))
+
+
+def complete(experiment: Experiment, folder: Path | None = None) -> bool:
+    """Whether there is a record of the whole run of exactly this experiment.
+
+    Raises:
+        UserError: if the record is damaged.
+    """
+    record = records.load(experiment.name, missing_ok=True, where=folder)
+    return record is not None and record["status"] == "complete" and record["config"] == configuration(experiment)
+
+
 def given_up(experiment: Experiment, folder: Path | None = None) -> bool:
     """Whether the checkpoint of an unfinished run is there but keeps its parameters alone, so that it cannot go on."""
     path = (folder or runtime.root() / "data" / "checkpoints") / f"{experiment.name}{SUFFIX}"
     if not path.exists():
         return False
     tensors, header = read_checkpoint(path)
-    ours = header["config"] == json.loads(json.dumps(experiment.config()))
+    ours = header["config"] == configuration(experiment)
     return ours and "generator" not in tensors and header["iteration"] < experiment.iterations
 
 
@@ -451,10 +466,12 @@ def _train(
     run = experiment.setup(device, form == "compiled")
     generator = runtime.generator(experiment.seed, device)
     first = run.init(generator)
-    if not hasattr(run, "use"):
-        form = "traced" if form == "fastest" else form
+    compiled, chosen = form == "compiled", hasattr(run, "use")  # else the experiment itself says how it runs
+    if not chosen:
+        pass
     elif form == "fastest":
         form = fastest(run, first, device, budget, say)
+        compiled = form == "compiled"
     else:
         run.use(form)
     state = State(first, experiment.outer_rate, generator, getattr(experiment, "outer", "adam"))
@@ -489,8 +506,8 @@ def _train(
         state.slices = [s | {"end": min(s["end"], begin)} for s in state.slices if s["begin"] < begin]
         if state.iteration > begin:
             this = {
-                "begin": begin, "end": state.iteration, "seconds": round(elapsed, 1), "compiled": form == "compiled",
-                "form": form, "commit": commit, "date": datetime.now(UTC).date().isoformat(),
+                "begin": begin, "end": state.iteration, "seconds": round(elapsed, 1), "compiled": compiled,
+                **({"form": form} if chosen else {}), "commit": commit, "date": datetime.now(UTC).date().isoformat(),
                 **runtime.machine(device),
             }  # fmt: skip
             state.slices.append(this | ({"reseeded": True} if state.reseeded else {}))
@@ -535,9 +552,11 @@ def _train(
                 save()
                 saved = now
         save()
-        metrics = run.evaluate(state.values()) | _seconds(data / "records" / f"{experiment.name}.json", begin, state)
-        if state.iteration == experiment.iterations and state.precision == "single":
-            metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
+    metrics = run.evaluate(state.values())
+    if begin == state.iteration:
+        metrics |= _seconds(experiment.name, data / "records")
+    if state.iteration == experiment.iterations and state.precision == "single":
+        metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
     record = make_record(experiment, run, state, commit, metrics)
     records.save(record, data / "records" / f"{experiment.name}.json")
     if hasattr(run, "table"):
@@ -573,6 +592,8 @@ def fastest(
             found[form], kept[form] = (time.monotonic() - began) / calls, vars(run).copy()
         except RuntimeError as error:
             say(f"{form}: failed ({' '.join(str(error).split())[:120]})")
+    if not found:
+        raise UserError("the estimator runs in none of its forms here; the lines above say why")
     best = min(found, key=found.__getitem__)
     vars(run).update(kept[best])  # with what was recorded, so that nothing is recorded again
     say(", ".join(f"{form} {1000 * seconds:.1f} ms" for form, seconds in found.items()) + f" an iteration: {best}")
@@ -610,16 +631,13 @@ def _finite(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
     return {name: entry for name, entry in metrics.items() if math.isfinite(entry["value"])}
 
 
-def _seconds(path: Path, begin: int, state: State) -> dict[str, Interval]:
-    """Of a run that was finished before: what its record says of the time it took, which cannot be measured again."""
-    if begin < state.iteration or not path.exists():
-        return {}
-    kept = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-    return {
-        name: Interval(m["value"], math.nan if m["ci95"] is None else m["ci95"], m["n"])
-        for name, m in kept.items()
-        if name.startswith("seconds")
-    }
+def _seconds(name: str, folder: Path) -> dict[str, Interval]:
+    """What the record of a run says of the time it took, which cannot be measured again once the run is over."""
+    with suppress(UserError):  # a damaged record is about to be written anew
+        record = records.load(name, missing_ok=True, where=folder)
+        kept = record["metrics"] if record else {}
+        return {key: records.metric(record, key) for key in kept if key.startswith("seconds")}
+    return {}
 
 
 def _settle(
