@@ -135,6 +135,7 @@ def test_damaged_files_are_named(miniature, damage):
 def test_unknown_names_are_refused():
     assert "'tset'" in refused(lambda: digits.load("tset"))
     assert "'emnist'" in refused(lambda: digits.load("train", "emnist"))
+    assert "'emnist'" in refused(lambda: digits.provenance("emnist"))
 
 
 def test_small_digits():
@@ -178,7 +179,7 @@ def test_five_seeds_train_on_five_pairs_without_a_common_digit():
 
 @pytest.mark.parametrize("train", [0, 5, True, 1.0])
 def test_impossible_numbers_of_pairs_are_refused(train):
-    assert "between 1 and 4" in refused(lambda: digits.pairs(0, train))
+    assert "at least 1 and at most 4" in refused(lambda: digits.pairs(0, train))
 
 
 def numbered(instances=12):
@@ -222,6 +223,7 @@ def test_impossible_tasks_are_refused():
     assert "at least one pair" in refused(lambda: digits.DigitPairs(images, (), 2, 2))
     assert "not 4 and 4" in refused(lambda: digits.DigitPairs(images, ((4, 4),), 2, 2))
     assert "not 4 and 10" in refused(lambda: digits.DigitPairs(images, ((4, 10),), 2, 2))
+    assert "height, width" in refused(lambda: digits.DigitPairs(images[..., :0], pairs, 2, 2))
     assert "shots" in refused(lambda: digits.DigitPairs(images, pairs, 3, 2))
     assert "queries" in refused(lambda: digits.DigitPairs(images, pairs, 2, 0))
     assert "need 13 images" in refused(lambda: digits.DigitPairs(images, pairs, 12, 14))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,6 +145,15 @@ def test_bad_images():
     assert "float32" in refused(lambda: FewShot(torch.zeros(8, 10, 28, 28), 5, 1, 1))
     assert "[8, 28, 28]" in refused(lambda: FewShot(torch.zeros(8, 28, 28, dtype=torch.uint8), 5, 1, 1))
     assert "list" in refused(lambda: FewShot([1, 2], 5, 1, 1))
+    assert "[8, 10, 0, 0]" in refused(lambda: FewShot(torch.zeros(8, 10, 0, 0, dtype=torch.uint8), 5, 1, 1))
+
+
+def test_whole_numbers_of_numpy():
+    found = FewShot(coded_images(8, 10), *map(np.int64, (5, 1, 2))).sample(np.int64(3), generator())
+    expected = FewShot(coded_images(8, 10), 5, 1, 2).sample(3, generator())
+    assert all(
+        torch.equal(a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)
+    )
 
 
 @pytest.mark.parametrize("n_tasks", [0, -1, 2.0, True])

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from refusals import refused
 from torch.func import vmap
 
 from helpers import losses
@@ -17,6 +18,7 @@ from helpers.evaluation import (
     interval,
     one_by_one,
     over_seeds,
+    student,
 )
 from helpers.learners import GradientDescent
 from helpers.models import MLP, ConvNet
@@ -57,10 +59,32 @@ def test_interval_covers_the_mean():
 def test_interval_over_seeds_is_students():
     from scipy.stats import t
 
-    for n in range(2, 12):
+    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # records were written by it
+    for n in (*range(2, 40), 100, 601):
         samples = torch.arange(float(n)) ** 1.5
         expected = t.ppf(0.975, n - 1) * samples.double().std().item() / math.sqrt(n)
-        assert over_seeds(samples).ci95 == pytest.approx(expected, rel=1e-3)
+        assert over_seeds(samples).ci95 == pytest.approx(expected, rel=1e-12)
+        assert student(n - 1) == pytest.approx(t.ppf(0.975, n - 1), rel=1e-12)
+    assert [round(student(degrees), 3) for degrees in range(1, 11)] == list(table)
+    assert over_seeds(torch.tensor([3.0])).n == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda: interval(torch.zeros(0)), "at least one sample"),
+        (lambda: over_seeds(torch.zeros(0)), "at least one sample"),
+        (lambda: auc(torch.zeros(0), torch.zeros(3)), "scores of the background"),
+        (lambda: auc(torch.zeros(3), torch.zeros(0)), "scores of the signal"),
+        (lambda: auc(torch.zeros(3), torch.zeros(3, 1)), "not [3, 1]"),
+        (lambda: background_efficiency(torch.zeros(0), torch.zeros(3)), "scores of the background"),
+        (lambda: background_efficiency(torch.zeros(3), torch.zeros(3), 2), "efficiency of the signal"),
+        (lambda: background_efficiency(torch.zeros(3), torch.zeros(3), 0), "efficiency of the signal"),
+        (lambda: background_efficiency(torch.zeros(3), torch.zeros(3), math.nan), "efficiency of the signal"),
+    ],
+)
+def test_nonsense_is_refused(action, message):
+    assert message in refused(action)
 
 
 @pytest.mark.parametrize("transductive", [True, False])

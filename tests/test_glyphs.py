@@ -137,6 +137,7 @@ def test_bad_limit(few, limit):
 
 def test_unknown_split(few):
     assert "'validation'" in refused(lambda: glyphs.load("validation"))
+    assert "seed" in refused(lambda: glyphs.load("train", seed=-1))
 
 
 def test_the_cache_is_used(few, monkeypatch):

@@ -147,7 +147,9 @@ def test_selections(samples):
     assert len(samples.select()) == len(samples) and len(samples.select("Z")) == 0
     assert "'H'" in refused(lambda: samples.select("H"))
     assert "'validate'" in refused(lambda: samples.select(split="validate"))
-    assert "numbered 0 to 4" in refused(lambda: samples.select(window=5))
+    assert "at most 4" in refused(lambda: samples.select(window=5))
+    assert "at most 24" in refused(lambda: jets.fifth_name(25))
+    assert torch.equal(samples.select(window=np.int64(2)), samples.select(window=2))
     assert jets.window_name(0) == "250–300 GeV" and jets.fifth_name(24) == "760–800 GeV"
     assert jets.fifth_of(np.array([250, 259.9, 260, 299.9, 300, 799.9])).tolist() == [0, 0, 1, 4, 5, 24]
 
@@ -224,9 +226,33 @@ def test_a_detector_is_random_by_its_generator_only():
     assert not torch.equal(one, detector(particles, generator(2)))
 
 
-@pytest.mark.parametrize("wrong", [{"cell": -0.1}, {"dropped": 1.1}, {"smearing": "x"}, {"pileup": math.nan}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"cell": -0.1}, {"dropped": 1.1}, {"smearing": "x"}, {"pileup": math.nan}, {"threshold": math.inf}],
+)
 def test_impossible_detectors_are_refused(wrong):
     assert next(iter(wrong)) in refused(lambda: Detector(**wrong))
+
+
+SEES = {
+    "detector": lambda particles: Detector()(particles, generator(0)),
+    "observables": jets.observables,
+    "orient": jets.orient,
+    "picture": jets.picture,
+    "view": View(),
+}
+
+
+@pytest.mark.parametrize("sees", SEES.values(), ids=SEES)
+def test_particles_that_are_none_are_refused(sees):
+    for place, wrong in ((0, math.nan), (0, -1.0), (0, math.inf), (1, math.nan), (2, -math.inf)):
+        particles = crowd(3)
+        particles[1, 2, place] = wrong
+        assert "finite pT of at least 0" in refused(lambda particles=particles: sees(particles))
+    for particles in (crowd(3)[0], crowd(3)[..., :2], crowd(3).long()):
+        assert "floats [n, slots, 3]" in refused(lambda particles=particles: sees(particles))
+    assert "pixels" in refused(lambda: jets.picture(crowd(3), 0))
+    assert "half width" in refused(lambda: jets.picture(crowd(3), half_width=0.0))
 
 
 # ---------------------------------------- views
@@ -290,7 +316,9 @@ def test_zooming_puts_prongs_of_the_same_decay_at_the_same_distance():
         plain, zoomed = jets.orient(particles), jets.orient(particles, zoom=80.4)
         assert plain[0, 1, 2].item() == pytest.approx(-apart, abs=1e-5)
         assert zoomed[0, 1, 2].item() == pytest.approx(-1, abs=0.05)  # the sum of vectors is a little shorter
-    assert "above 0 GeV" in refused(lambda: jets.orient(particles, zoom=-1.0))
+    for zoom in (-1.0, 0.0, math.nan):
+        assert "mass in GeV" in refused(lambda zoom=zoom: jets.orient(particles, zoom=zoom))
+        assert "mass in GeV" in refused(lambda zoom=zoom: View(zoom=zoom))
 
 
 def test_pictures_hold_the_whole_jet():

@@ -260,11 +260,19 @@ def test_bad_input_is_refused(library):
     for wrong in (-1, VOCABULARY):
         with pytest.raises(UserError, match=f"only numbers from 0 to {VOCABULARY - 1} are tokens"):
             names.decode(torch.tensor([[wrong]]))
-    with pytest.raises(UserError, match="there are no names in 'ru': choose one of af, da"):
+    with pytest.raises(UserError, match="there is no language with names 'ru': use one of af, da"):
         library.pairs("ru")
-    with pytest.raises(UserError, match="there is no part 'old' of the concepts: choose one of shown, new"):
+    with pytest.raises(UserError, match="there is no part of the concepts 'old': use one of shown, new"):
         library.pairs("de", "old")
     with pytest.raises(UserError, match="'se' has .* names, fewer than the 1000 of a task"):
         LanguageTasks(library, ("se",), support=500, query=500)
     with pytest.raises(UserError, match="need at least one language"):
         LanguageTasks(library, ())
+    for message, action in (
+        ("names to adapt on", lambda: LanguageTasks(library, support=0)),
+        ("names to be judged on", lambda: LanguageTasks(library, query=1.5)),
+        ("number of tasks", lambda: LanguageTasks(library).sample(-1, torch.Generator())),
+        ("number of shots", lambda: names.taken_apart(library, "de", -1, 1)),
+    ):
+        with pytest.raises(UserError, match=message):
+            action()

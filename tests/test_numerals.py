@@ -123,7 +123,7 @@ def test_load():
 @pytest.mark.parametrize("n", [-1, 10_000, 1.0, "1", True, None])
 @pytest.mark.parametrize("name", [english, german])
 def test_other_numbers_have_no_name(name, n):
-    with pytest.raises(UserError, match="only whole numbers from 0 to 9999 have a name here, not"):
+    with pytest.raises(UserError, match="number to be named must be a whole number of at least 0 and at most 9999"):
         name(n)
 
 
@@ -140,5 +140,5 @@ def test_bad_input_is_refused():
     with pytest.raises(UserError, match="there is no split 'dev': use one of train, validation, test"):
         load("dev")
     for limit in (5, 10_001, 10.5, True):
-        with pytest.raises(UserError, match="the limit is a whole number from 10 to 10000"):
+        with pytest.raises(UserError, match="limit must be a whole number of at least 10 and at most 10000"):
             load("train", limit=limit)

@@ -313,9 +313,14 @@ def test_decay_stays_where_it_ended(kind):
     assert all(0 <= decay(kind, t, 10) <= 1 for t in range(30))
 
 
+@pytest.mark.parametrize(("t", "steps", "message"), [(0, 0, "steps of a decay"), (0, 1.5, "steps"), (-1, 5, "a step")])
+def test_decay_over_no_steps_is_refused(t, steps, message):
+    assert message in refused(lambda: decay("linear", t, steps))
+
+
 def test_unknown_decay_is_refused():
     for kind in ("exponential", "", "Linear", 1):
-        assert "use None, linear, cosine or restarts" in refused(lambda kind=kind: decay(kind, 0, 10))
+        assert "use one of None, linear, cosine, restarts" in refused(lambda kind=kind: decay(kind, 0, 10))
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
@@ -367,13 +372,20 @@ def test_evaluate_takes_any_operands():
         ({"rule": "g +"}, "is no update rule"),
         ({"lr": -0.1}, "at least 0"),
         ({"lr": math.nan}, "at least 0"),
+        ({"lr": math.inf}, "learning rate"),
+        ({"lr": "0.1"}, "learning rate"),
         ({"schedule": "linear"}, "pass steps"),
         ({"schedule": "linear", "steps": 0}, "pass steps"),
         ({"schedule": "linear", "steps": -5}, "pass steps"),
-        ({"schedule": "exponential", "steps": 10}, "use None, linear"),
+        ({"schedule": "exponential", "steps": 10}, "use one of None, linear"),
     ],
 )
 def test_optimizer_refuses(settings, message):
+    """Also where the rate is that of a group."""
+    if "lr" in settings:
+        group = {"params": problem(), "lr": settings["lr"]}
+        assert message in refused(lambda: RuleOptimizer([group], "g", lr=0.1))
+        assert message in refused(lambda: RuleOptimizer(problem(), "g", lr=0.1).add_param_group(group))
     assert message in refused(lambda: RuleOptimizer(problem(), **{"rule": "g", "lr": 0.1} | settings))
 
 
@@ -427,7 +439,19 @@ def test_learning_rate_schedulers_work():
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", ["g", "adam*exp(m)", "momentum", "lion", "rmsprop*clip(gamma, 1e-3)", POWERSIGN])
+SAVED = [
+    "g",
+    "adam*exp(m)",
+    "momentum",
+    "lion",
+    "rmsprop*clip(gamma, 1e-3)",
+    POWERSIGN,
+    "g + drop(m, 0.3)",
+    "g + noise",
+]
+
+
+@pytest.mark.parametrize("rule", SAVED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_saved_state_continues_exactly(rule, dtype):
     def made(params):
@@ -451,6 +475,34 @@ def test_saved_state_continues_exactly(rule, dtype):
         state = second.state[p]
         assert state["step"] == 12 and isinstance(state["step"], int)
         assert all(value.dtype == dtype for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def test_state_without_generators_is_taken():
+    """As state was saved before it held them."""
+    params = problem()
+    optimizer = RuleOptimizer(params, "drop(m, 0.3)", lr=0.01, seed=3)
+    trained(optimizer, params, 4)
+    saved = optimizer.state_dict()
+    del saved["random"]
+    points = []
+    for _ in range(2):
+        again = problem()
+        optimizer = RuleOptimizer(again, "drop(m, 0.3)", lr=0.01, seed=3)
+        optimizer.load_state_dict(saved)
+        points.append(trained(optimizer, again, 3))
+    assert torch.equal(*points)
+
+
+@pytest.mark.parametrize("rule", ["adam", "rmsprop", "g/m"])
+def test_half_precision_is_refused_or_holds(rule):
+    """float16 knows no 1e-8: the quotient of two zeros would be no number; bfloat16 and float32 do."""
+    for dtype in (torch.float32, torch.bfloat16):
+        zero = torch.zeros(3, dtype=dtype)
+        update, _ = step(parse(rule), zero, zero, remembered(parse(rule), zero), 1)
+        assert not update.any()
+    w = torch.zeros(3, dtype=torch.float16, requires_grad=True)
+    w.grad = torch.zeros_like(w)
+    assert "float32 or bfloat16" in refused(RuleOptimizer([w], rule, lr=0.1).step)
 
 
 def test_rule_may_be_an_expression():

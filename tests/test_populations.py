@@ -201,11 +201,27 @@ def test_randomness_comes_from_the_seed_alone():
     "changes",
     [
         {"batch": 7}, {"batch": 20, "valid": examples(30, 1)}, {"train": examples(0, 0)}, {"valid": examples(0, 0)},
-        {"batch": 0}, {"batch": -10}, {"chunk": 0}, {"batch": 80},
+        {"batch": 0}, {"batch": -10}, {"chunk": 0}, {"batch": 80}, {"chunk": 1.5}, {"batch": True}, {"horizon": 0},
     ],
 )  # fmt: skip
 def test_bad_sizes_are_refused(changes):
     refused(lambda: population(**changes))
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda crowd: crowd.network(parse("g"), math.nan), "learning rate"),
+        (lambda crowd: crowd.network(parse("g"), -0.1), "learning rate"),
+        (lambda crowd: crowd.advance([crowd.network(parse("g"), 0.1)], 0), "number of steps"),
+        (lambda crowd: crowd.run([], -1), "number of epochs"),
+        (lambda crowd: crowd.run([], 1, 0), "between two looks"),
+        (lambda crowd: crowd.rewards([parse("g")], 0), "number of epochs"),
+        (lambda crowd: crowd.rewards([parse("g")], 1, ()), "at least one learning rate"),
+    ],
+)
+def test_bad_numbers_are_refused(action, message):
+    assert message in refused(lambda: action(population()))
 
 
 def test_schedule_needs_a_horizon():
@@ -240,7 +256,7 @@ def test_the_dead_are_left_behind():
 
 
 def test_run_makes_every_step():
-    for epochs, check in ((1, None), (3, None), (2.5, None), (2, 3), (1, 100), (0, None), (-1, None)):
+    for epochs, check in ((1, None), (3, None), (2.5, None), (2, 3), (1, 100), (0, None)):
         crowd = population()
         networks = [crowd.network(parse("g"), 0.1), crowd.network(EXPLOSIVE, 0.1)]
         crowd.run(networks, epochs, check)

@@ -155,6 +155,24 @@ def test_encoding():
     refused(lambda: encoded(words, [[*sequences[0], 0]]))
 
 
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda: encoded(grammar(2), []), "no rule to encode"),
+        (lambda: Controller(0), "number of tokens"),
+        (lambda: Controller(5, 0), "size of a controller"),
+        (lambda: Controller(5, scale=math.nan), "scale of a controller"),
+        (lambda: Controller(5).sample({}, grammar(2), 1, generator(0)), "of 5 tokens writes no grammar"),
+        (lambda: Controller(len(grammar(2))).sample({}, grammar(2), 0, generator(0)), "number of rules"),
+        (lambda: Evolution(tournament=0), "tournament"),
+        (lambda: Evolution(population=1.5), "population"),
+        (lambda: Evolution().propose(grammar(2), [], -1, generator(0)), "number of rules"),
+    ],
+)
+def test_nonsense_is_refused(action, message):
+    assert message in refused(action)
+
+
 # ---------------------------------------- gradients
 
 

@@ -6,9 +6,13 @@ import math
 
 import pytest
 import torch
+from refusals import refused
 
 from helpers.runtime import UserError, generator
-from helpers.tasks import Sinusoids, Tasks
+from helpers.tasks import Examples, Sinusoids, Tasks, minibatches
+from helpers.tasks.families import SinusoidFamilies
+
+EXAMPLES = Sinusoids().sample(2, generator(0)).support
 
 
 def test_shapes():
@@ -62,3 +66,30 @@ def test_randomness_comes_from_the_generator_alone():
 def test_bad_numbers_are_refused(settings):
     with pytest.raises(UserError, match="must be a whole number of at least 1"):
         Sinusoids(**settings)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda: Sinusoids(True), "shots of a sinusoid task"),
+        (lambda: Sinusoids(amplitudes=(0.1, math.nan)), "ends of the amplitudes"),
+        (lambda: Sinusoids().sample(-1, generator(0)), "number of tasks"),
+        (lambda: Sinusoids().sample(1.5, generator(0)), "number of tasks"),
+        (lambda: Sinusoids().wave(2, 0, generator(0)), "number of points"),
+        (lambda: Sinusoids().wave(True, 5, generator(0)), "number of tasks"),
+        (lambda: SinusoidFamilies(shots=True), "shots of sinusoid families"),
+        (lambda: SinusoidFamilies(inputs=(math.inf, 1.0)), "ends of the inputs"),
+        (lambda: SinusoidFamilies(frequencies=((0.5, math.nan),)), "every band"),
+        (lambda: SinusoidFamilies().sample(0, generator(0)), "number of families"),
+        (
+            lambda: SinusoidFamilies().tasks(SinusoidFamilies().draw(1, generator(0)), 0, generator(0)),
+            "number of tasks",
+        ),
+        (lambda: minibatches(EXAMPLES, 0, 2, generator(0)), "size of a minibatch"),
+        (lambda: minibatches(EXAMPLES, 2, -1, generator(0)), "number of minibatches"),
+        (lambda: minibatches(Examples(*(t[:, :0] for t in EXAMPLES)), 2, 2, generator(0)), "tasks without examples"),
+        (lambda: minibatches(EXAMPLES, 11, 1, generator(0), replacement=True), "choose a smaller one"),
+    ],
+)
+def test_nonsense_is_refused(action, message):
+    assert message in refused(action)

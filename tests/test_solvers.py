@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from scipy.sparse.linalg import cg
 
 from helpers import solvers
@@ -134,3 +135,21 @@ def test_identity_measures_what_it_leaves():
     true = (b - (matrix @ b[..., None])[..., 0]).norm(dim=1) / b.norm(dim=1)
     torch.testing.assert_close(found.residual, true)
     assert torch.equal(as_matrix(found.x), b)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda: conjugate_gradient(lambda p: p, {}, 3), "holds no tensor"),
+        (lambda: solvers.identity(lambda p: p, {}), "holds no tensor"),
+        (lambda: conjugate_gradient(lambda p: p, ONE, -1), "number of steps"),
+        (lambda: conjugate_gradient(lambda p: p, ONE, 1.5), "number of steps"),
+        (lambda: conjugate_gradient(lambda p: p, ONE, 3, damping=-1.0), "damping"),
+        (lambda: conjugate_gradient(lambda p: p, ONE, 3, tolerance=float("nan")), "tolerance"),
+    ],
+)
+def test_nonsense_is_refused(action, message):
+    assert message in refused(action)
+
+
+ONE = {"x": torch.ones(1, 2)}

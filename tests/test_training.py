@@ -609,6 +609,52 @@ def test_commit_is_that_of_the_start(tmp_path, monkeypatch):
     assert [s["commit"] for s in record["provenance"]["slices"]] == ["aaaa", "bbbb"]
 
 
+def git(folder, *words):
+    """Run git in a folder, as nobody in particular."""
+    who = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_commit_is_that_of_the_code(tmp_path, monkeypatch):
+    """Wherever ``METABOOK_ROOT`` points; of a package in an environment inside a repository it is unknown."""
+    ours = runtime.commit()
+    other = tmp_path / "other"
+    package = other / "src" / "helpers"
+    package.mkdir(parents=True)
+    (package / "runtime.py").write_text("before")
+    git(other, "init", "--quiet")
+    monkeypatch.setenv("METABOOK_ROOT", str(other))
+    monkeypatch.delenv("METABOOK_COMMIT", raising=False)
+    assert runtime.commit() == ours
+    monkeypatch.setattr(runtime, "__file__", str(package / "runtime.py"))
+    assert runtime.commit() == "unknown", "in a repository, but no part of it"
+    monkeypatch.setenv("METABOOK_COMMIT", "abc")
+    assert runtime.commit() == "abc"
+    git(other, "add", "--all")
+    git(other, "commit", "--quiet", "--message", "first")
+    head = git(other, "rev-parse", "--short=12", "HEAD")
+    assert runtime.commit() == head
+    (other / "notes").write_text("beside the code")
+    assert runtime.commit() == head
+    (package / "runtime.py").write_text("after")
+    assert runtime.commit() == f"{head}+"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"iterations": 0}, "number of iterations"),
+        ({"iterations": 1.5}, "number of iterations"),
+        ({"outer_rate": -1.0}, "outer rate"),
+        ({"outer_rate": math.nan}, "outer rate"),
+        ({"final_rate": math.inf}, "final outer rate"),
+    ],
+)
+def test_fit_refuses_nonsense(settings, message):
+    settings = {"iterations": 1} | settings
+    assert message in refused(lambda: training.fit(lambda theta: (theta, torch.zeros(1)), {}, **settings))
+
+
 # ---------------------------------------- what it needs
 
 BLOCKED = ("matplotlib", "torchvision", "papermill", "nbformat", "scipy", "sklearn", "PIL", "IPython", "pandas")

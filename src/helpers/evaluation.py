@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from helpers.learners import GradientDescent
 from helpers.models import Params
 from helpers.runtime import UserError
 from helpers.tasks import Examples, Tasks
+from helpers.validate import positive
 
 
 class Interval(NamedTuple):
@@ -27,21 +30,50 @@ class Interval(NamedTuple):
 
 
 def interval(samples: Tensor) -> Interval:
-    """Mean and 1.96 σ/√n of independent samples ``[n]``, as the few-shot literature reports them."""
+    """Mean and 1.96 σ/√n of independent samples ``[n]``, as the few-shot literature reports them.
+
+    Raises:
+        UserError: without a sample.
+    """
     samples = samples.double().flatten()
+    if not len(samples):
+        raise UserError("an interval needs at least one sample: there is none")
     deviation = samples.std().item() if len(samples) > 1 else float("nan")
     return Interval(samples.mean().item(), 1.96 * deviation / len(samples) ** 0.5, len(samples))
 
 
-# Two-sided 95 % quantiles of Student's t for 1, 2, … 10 degrees of freedom: seeds are few, and 1.96 would flatter.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+@lru_cache
+def student(degrees: int) -> float:
+    """The number that Student's t of so many degrees of freedom stays within, either way, in 95 of 100 cases.
+
+    What ``scipy.stats.t.ppf(0.975, degrees)`` gives, without SciPy, which a machine that only trains need not have.
+
+    Source: Abramowitz and Stegun (1964), equations 26.7.3 and 26.7.4, whose finite sums are solved by bisection.
+    """
+    odd = degrees % 2
+
+    def within(angle: float) -> float:
+        sine, cosine, total, term = math.sin(angle), math.cos(angle), 0.0, math.cos(angle) ** odd
+        for power in range(odd, degrees - 1, 2):
+            total += term
+            term *= cosine * cosine * (power + 1) / (power + 2)
+        return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(55):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
 
 
 def over_seeds(samples: Tensor) -> Interval:
-    """Mean and Student's 95 % interval over a few independent runs ``[seeds]``."""
+    """Mean and Student's 95 % interval over a few independent runs ``[seeds]``: they are few, and 1.96 would flatter.
+
+    Raises:
+        UserError: without a run.
+    """
     result = interval(samples)
-    degrees = result.n - 1
-    return result._replace(ci95=result.ci95 / 1.96 * _STUDENT[degrees - 1]) if 1 <= degrees <= len(_STUDENT) else result
+    return result._replace(ci95=result.ci95 / 1.96 * student(result.n - 1)) if result.n > 1 else result
 
 
 def one_by_one(learner: GradientDescent, phi: Params, support: Examples, query: Examples) -> Tensor:
@@ -63,7 +95,11 @@ def auc(background: Tensor, signal: Tensor) -> Tensor:
     Args:
         background: scores ``[n]``.
         signal: scores ``[m]``. Ties count half. None may be NaN: it is larger than nothing.
+
+    Raises:
+        UserError: if either has more axes than one, or no score.
     """
+    _scores(background, signal)
     larger, same = signal[:, None] > background, signal[:, None] == background
     return larger.to(signal.dtype).mean() + same.to(signal.dtype).mean() / 2
 
@@ -80,10 +116,21 @@ def background_efficiency(background: Tensor, signal: Tensor, signal_efficiency:
 
     Returns:
         At least 1/n: that none of n passes does not say that none would.
+
+    Raises:
+        UserError: if scores have more axes than one or there are none, or for another efficiency.
     """
+    _scores(background, signal)
+    positive(signal_efficiency, "efficiency of the signal", most=1)
     passing = max(1, round(signal_efficiency * len(signal)))
     threshold = signal.sort(descending=True).values[passing - 1]
     return (background >= threshold).to(signal.dtype).mean().clamp(min=1 / len(background))
+
+
+def _scores(background: Tensor, signal: Tensor) -> None:
+    for name, scores in (("background", background), ("signal", signal)):
+        if scores.dim() != 1 or not len(scores):
+            raise UserError(f"the scores of the {name} must be [n] with n at least 1, not {list(scores.shape)}")
 
 
 def adaptation_curve(

@@ -11,12 +11,18 @@ from torch.nn import functional
 
 from helpers.models import MLP, Params, below
 from helpers.runtime import UserError
+from helpers.validate import same_shape, whole
 
 LOSS = "loss:"  # prefix, in θ, of the parameters of a learned loss
 
 
 def mean_squared_error(outputs: Tensor, y: Tensor) -> Tensor:
-    """Mean of the squared errors; ``outputs`` and ``y`` ``[n, d]``."""
+    """Mean of the squared errors; ``outputs`` and ``y`` ``[n, d]``.
+
+    Raises:
+        UserError: if their shapes differ, which would compare every output with every target.
+    """
+    same_shape(outputs, y, "outputs and targets")
     return (outputs - y).square().mean()
 
 
@@ -24,12 +30,21 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy of logits ``outputs`` ``[n, ways]`` against labels ``y`` ``[n]``.
 
     The official MAML code differentiates the *sum* over the N classes instead: its inner rate acts N times as strongly.
+
+    Raises:
+        UserError: if there is not one label for each row of logits.
     """
+    _one_each(outputs, y)
     return functional.cross_entropy(outputs, y)
 
 
 def accuracy(outputs: Tensor, y: Tensor) -> Tensor:
-    """Share of the examples whose largest logit is the label's; a fraction in ``[0, 1]``."""
+    """Share of the examples whose largest logit is the label's; a fraction in ``[0, 1]``.
+
+    Raises:
+        UserError: if there is not one label for each row of logits.
+    """
+    _one_each(outputs, y)
     return (outputs.argmax(-1) == y).to(outputs.dtype).mean()
 
 
@@ -44,8 +59,14 @@ def label_proportions(outputs: Tensor, y: Tensor, bags: int = 2) -> Tensor:
         y: of every example the share of class 1 in its bag, ``[bags · size]``.
         bags: how many there are. With one, or with equal shares, a constant output is as good as any.
 
+    Raises:
+        UserError: if there is not one share for each row of logits, or the bags cannot be equally large.
+
     Source: learning from label proportions, Quadrianto et al. (2009); with jets Dery et al. (2017), arXiv:1702.00414.
     """
+    _one_each(outputs, y)
+    if len(y) % whole(bags, "number of bags"):
+        raise UserError(f"{len(y)} examples are no {bags} bags of equal size: give a number of bags that divides them")
     share = y.unflatten(0, (bags, -1)).mean(1)
     found = outputs.softmax(-1)[:, 1].unflatten(0, (bags, -1)).mean(1)
     found, true = (torch.stack([1 - part, part]).clamp(min=1e-6) for part in (found, share))
@@ -62,25 +83,37 @@ def mixture(outputs: Tensor, y: Tensor) -> Tensor:
         outputs: logits ``[n, 2]``.
         y: of every example the share of class 1 in its bag, ``[n]``.
 
+    Raises:
+        UserError: if there is not one share for each row of logits.
+
     Source: Metodiev, Nachman and Thaler (2017), arXiv:1708.02949, theorem 1 ("CWoLa").
     """
+    _one_each(outputs, y)
     return functional.cross_entropy(outputs, (y > y.mean()).long())
 
 
 def prediction_and_target(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
     """(ŷ, y), the features of the paper's regression: ``[n, 2 d]``."""
+    same_shape(outputs, y, "outputs and targets")
     return torch.cat([outputs, y], -1)
 
 
 def input_prediction_and_target(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
     """(x, ŷ, y), so that errors at different inputs may weigh differently: ``[n, d_x + 2 d]``."""
+    same_shape(outputs, y, "outputs and targets")
     return torch.cat([x, outputs, y], -1)
 
 
 def probabilities_and_label(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
     """For classification: the predicted probabilities and the label, one-hot, ``[n, 2 ways]``."""
+    _one_each(outputs, y)
     label = y[:, None] == torch.arange(outputs.shape[-1], device=y.device)  # one_hot looks at values: vmap cannot
     return torch.cat([outputs.softmax(-1), label.to(outputs.dtype)], -1)
+
+
+def _one_each(outputs: Tensor, y: Tensor) -> None:
+    """Refuse other than one label, or share, for each row of logits."""
+    same_shape(outputs.shape[:-1], y, "rows of logits and labels")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from helpers.optimizers.rules import DEFAULT, Settings, State, decay, remembered
 from helpers.runtime import UserError
 from helpers.tasks import Examples
 from helpers.tracing import compiled, traced
+from helpers.validate import positive, whole
 
 RATES = tuple(10.0**power for power in range(-5, 2))  # the paper's sweep
 SHUFFLE, NOISE = 1_000_003, 1_009  # keep the seeds of epochs and of steps apart
@@ -91,7 +92,7 @@ class Population:
         horizon: steps of a whole training, for schedules.
 
     Raises:
-        UserError: if the examples cannot be cut into minibatches, or a batch or chunk holds nothing.
+        UserError: if the examples cannot be cut into minibatches, or a batch, chunk or horizon is none.
     """
 
     model: Model
@@ -108,8 +109,10 @@ class Population:
     _orders: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.chunk < 1:
-            raise UserError(f"a batch and a chunk hold at least 1, not {self.batch} and {self.chunk}: make them larger")
+        whole(self.batch, "batch of a population")
+        whole(self.chunk, "chunk of a population")
+        if self.horizon is not None:
+            whole(self.horizon, "horizon of a population")
         for name, examples in (("training", self.train), ("validation", self.valid)):
             if len(examples.y) % self.batch or not len(examples.y):
                 raise UserError(f"{len(examples.y)} {name} examples are no multiple of the batch of {self.batch}")
@@ -128,8 +131,10 @@ class Population:
         """A network before its first step.
 
         Raises:
-            UserError: if a schedule is asked for and the population has no horizon.
+            UserError: for a rate that is negative or not finite, or if a schedule is asked for and the population has
+                no horizon.
         """
+        positive(rate, "learning rate", zero=True)
         if schedule is not None and not self.horizon:
             raise UserError("a schedule of the sign term needs the length of the training: set the horizon")
         weights = torch.cat([value.flatten() for value in self.first.values()])
@@ -183,7 +188,11 @@ class Population:
 
         Returns:
             Mean training loss of these steps of each network ``[networks]``; not-a-number for the dead.
+
+        Raises:
+            UserError: for a number of steps below 1.
         """
+        whole(steps, "number of steps")
         every = torch.full((len(networks),), float("nan"))
         living = [(i, network) for i, network in enumerate(networks) if network.alive]
         living.sort(key=lambda pair: pair[1].rule)  # equal rules step together
@@ -241,8 +250,13 @@ class Population:
         return every
 
     def run(self, networks: Sequence[Network], epochs: float, check: int | None = None) -> None:
-        """Train for so many epochs; every ``check`` steps (a quarter of an epoch) the dead are left behind."""
-        left, check = round(epochs * self.epoch), check or max(1, self.epoch // 4)
+        """Train for so many epochs; every ``check`` steps (a quarter of an epoch) the dead are left behind.
+
+        Raises:
+            UserError: for a negative number of epochs, or a ``check`` below 1.
+        """
+        left = round(positive(epochs, "number of epochs", zero=True) * self.epoch)
+        check = max(1, self.epoch // 4) if check is None else whole(check, "steps between two looks")
         while left > 0 and any(network.alive for network in networks):
             self.advance(networks, min(left, check))
             left -= check
@@ -268,12 +282,18 @@ class Population:
 
         Returns:
             One outcome a rule, in order. A rule that diverges is an outcome, not an error.
+
+        Raises:
+            UserError: without a rate to try, or for a number of epochs below 1.
         """
+        whole(epochs, "number of epochs")
+        if not len(rates):
+            raise UserError("a sweep needs at least one learning rate: there is none")
         outcomes = []
-        whole = 4 * self.chunk  # rules at a time: enough that those left after the sweep still fill programs
+        together = 4 * self.chunk  # rules at a time: enough that those left after the sweep still fill programs
         with tqdm(total=len(rules), desc=label, unit="rule", disable=label is None, mininterval=1, leave=False) as bar:
-            for begin in range(0, len(rules), whole):
-                part = rules[begin : begin + whole]
+            for begin in range(0, len(rules), together):
+                part = rules[begin : begin + together]
                 outcomes += self._rewards(part, epochs, rates, hopeless)
                 bar.update(len(part))
         return outcomes

@@ -40,13 +40,13 @@ def pick_device(name: str) -> torch.device:
     """The device of that name; ``"auto"`` is a GPU where there is one.
 
     Raises:
-        UserError: if the name is unknown or the device is not on this machine.
+        UserError: if the name is unknown or none, or the device is not on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise UserError(f"there is no device called {name!r}: use cpu, cuda or auto") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -71,8 +71,14 @@ def cores() -> int:
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A seeded random generator on ``device``."""
-    return torch.Generator(device=device).manual_seed(seed)
+    """A seeded random generator on ``device``.
+
+    Raises:
+        UserError: for a seed that is no whole number of at least 0 and below 2⁶⁴.
+    """
+    from helpers.validate import whole  # which needs the UserError of this module
+
+    return torch.Generator(device=device).manual_seed(whole(seed, "seed", 0, 2**64 - 1))
 
 
 def can_compile() -> bool:
@@ -215,18 +221,21 @@ def only_one(path: Path, task: str) -> Iterator[None]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with ``+`` where tracked source was changed.
+    """The commit of the code that runs, with ``+`` where it was changed since; not that of :func:`root`.
 
-    Outside a repository, as where a copy of the checkout was sent to another machine, it is what ``METABOOK_COMMIT``
-    says, or ``"unknown"``.
+    Where the package is no tracked part of a repository, as where a copy of the checkout was sent to another machine or
+    it is installed in an environment inside somebody's repository, it is what ``METABOOK_COMMIT`` says, or
+    ``"unknown"``.
     """
+    here = Path(__file__).resolve()
 
     def git(*words: str) -> str:
-        ran = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True, check=True)
+        ran = subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, check=True)
         return ran.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "src")
+        git("ls-files", "--error-unmatch", here.name)
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("METABOOK_COMMIT", "unknown")

@@ -21,6 +21,7 @@ from torch.func import grad_and_value
 from helpers.models import Params
 from helpers.optimizers.language import Grammar
 from helpers.runtime import UserError
+from helpers.validate import positive, whole
 
 __all__ = ["Batch", "Controller", "Evolution", "encoded", "policy_gradient", "ppo_loss"]
 
@@ -45,8 +46,10 @@ def encoded(grammar: Grammar, sequences: Sequence[Sequence[int]]) -> Batch:
     """Complete sequences of tokens as tensors, padded to the longest.
 
     Raises:
-        UserError: if one is not a whole rule.
+        UserError: if there is none, or one is not a whole rule.
     """
+    if not sequences:
+        raise UserError("there is no rule to encode: propose at least one")
     longest = max(map(len, sequences))
     tokens = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask = torch.ones(len(sequences), longest, len(grammar), dtype=torch.bool)
@@ -72,11 +75,19 @@ class Controller:
         tokens: size of the vocabulary.
         size: of the state and of the embeddings.
         scale: first weights are uniform in [−scale, scale], but the head's are 0.
+
+    Raises:
+        UserError: for sizes that are no whole numbers of at least 1, or a negative scale.
     """
 
     tokens: int
     size: int = 64
     scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        whole(self.tokens, "number of tokens of a controller")
+        whole(self.size, "size of a controller")
+        positive(self.scale, "scale of a controller", zero=True)
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters: a uniform policy."""
@@ -99,9 +110,9 @@ class Controller:
         """Read one token ``[rules]`` and return the logits of the next ``[rules, tokens]`` and the new state."""
         h, c = state
         gates = params["embedding"][token] @ params["input"] + h @ params["hidden"] + params["bias"]
-        take, keep, new, show = gates.chunk(4, -1)
-        c = torch.sigmoid(keep + 1) * c + torch.sigmoid(take) * torch.tanh(new)
-        h = torch.sigmoid(show) * torch.tanh(c)
+        input, forget, cell, output = gates.chunk(4, -1)
+        c = torch.sigmoid(forget + 1) * c + torch.sigmoid(input) * torch.tanh(cell)
+        h = torch.sigmoid(output) * torch.tanh(c)
         return h @ params["head.weight"] + params["head.bias"], (h, c)
 
     def begin(self, params: Params, rules: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -111,7 +122,14 @@ class Controller:
 
     @torch.no_grad()
     def sample(self, params: Params, grammar: Grammar, rules: int, generator: torch.Generator) -> list[list[int]]:
-        """Draw so many rules, as sequences of tokens."""
+        """Draw so many rules, as sequences of tokens.
+
+        Raises:
+            UserError: for a number below 1, or a grammar of another vocabulary.
+        """
+        whole(rules, "number of rules")
+        if len(grammar) != self.tokens:
+            raise UserError(f"a controller of {self.tokens} tokens writes no grammar of {len(grammar)}: make it anew")
         token, state = self.begin(params, rules)
         sequences: list[list[int]] = [[] for _ in range(rules)]
         while True:
@@ -182,10 +200,17 @@ class Evolution:
         population: how many of the latest proposals may have children; until there are as many, rules are drawn at
             random.
         tournament: how many of them compete.
+
+    Raises:
+        UserError: for numbers that are no whole ones of at least 1.
     """
 
     population: int = 50
     tournament: int = 10
+
+    def __post_init__(self) -> None:
+        whole(self.population, "population of an evolution")
+        whole(self.tournament, "tournament of an evolution")
 
     def propose(
         self,
@@ -194,7 +219,12 @@ class Evolution:
         rules: int,
         generator: torch.Generator,
     ) -> list[list[int]]:
-        """So many new sequences, given all earlier proposals of this search with their rewards, in order."""
+        """So many new sequences, given all earlier proposals of this search with their rewards, in order.
+
+        Raises:
+            UserError: for a number below 1.
+        """
+        whole(rules, "number of rules")
         if len(history) < self.population:
             return [completed(grammar, [], generator) for _ in range(rules)]
         living = history[-self.population :]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from helpers.models import Params
+from helpers.runtime import UserError
+from helpers.validate import positive, whole
 
 
 class Solution(NamedTuple):
@@ -37,7 +39,13 @@ class NotConverged(UserWarning):
 
 
 def dot(a: Params, b: Params) -> Tensor:
-    """Inner products ``[T]`` of vectors that are dictionaries of tensors ``[T, ...]``."""
+    """Inner products ``[T]`` of vectors that are dictionaries of tensors ``[T, ...]``.
+
+    Raises:
+        UserError: if the vectors hold no tensor.
+    """
+    if not a:
+        raise UserError("there is nothing to solve for: the vector holds no tensor")
     return sum((a[name] * b[name]).flatten(1).sum(1) for name in a)
 
 
@@ -67,8 +75,15 @@ def conjugate_gradient(
     Returns:
         The solutions with their residuals.
 
+    Raises:
+        UserError: for an empty ``b``, or a number of steps, a damping or a tolerance below 0.
+
     Source: Hestenes and Stiefel (1952); Nocedal and Wright (2006), algorithm 5.2.
     """
+
+    whole(steps, "number of steps", 0)
+    positive(damping, "damping", zero=True)
+    positive(tolerance, "tolerance", zero=True)
 
     def damped(p: Params) -> Params:
         image = product(p)

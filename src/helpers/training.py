@@ -36,6 +36,7 @@ from helpers.evaluation import Interval
 from helpers.learners import CARRIED
 from helpers.models import Params
 from helpers.runtime import UserError
+from helpers.validate import positive, whole
 
 FORMAT = "metabook checkpoint 1"
 SUFFIX = ".safetensors.xz"
@@ -704,9 +705,14 @@ def fit(
 
     Returns:
         The trained parameters and the mean query loss of every iteration ``[iterations]``.
+
+    Raises:
+        UserError: for a number of iterations below 1, or rates that are negative or not finite.
     """
+    whole(iterations, "number of iterations")
+    positive(outer_rate, "outer rate", zero=True)
     state = State(theta, outer_rate, torch.Generator(), outer)
-    final = outer_rate if final_rate is None else final_rate
+    final = outer_rate if final_rate is None else positive(final_rate, "final outer rate", zero=True)
     history = []
     for iteration in tqdm(range(iterations), desc=label, unit="it", mininterval=1, leave=False):
         step, losses = gradient(state.values())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +17,8 @@ from helpers.runtime import UserError
 __all__ = ["finite", "one_of", "positive", "same_shape", "whole"]
 
 
-def whole(value: Any, what: str, least: int = 1) -> int:
-    """``value`` as an int of at least ``least``; NumPy's whole numbers are taken, truth values are not.
+def whole(value: Any, what: str, least: int = 1, most: int | None = None) -> int:
+    """``value`` as an int from ``least`` to ``most``; NumPy's whole numbers are taken, truth values are not.
 
     >>> whole(3, "number of steps")
     3
@@ -30,8 +30,8 @@ def whole(value: Any, what: str, least: int = 1) -> int:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, (bool, Tensor)) or number < least:
-        raise UserError(f"the {what} must be a whole number of at least {least}, not {value!r}")
+    if number is None or isinstance(value, (bool, Tensor)) or number < least or (most is not None and number > most):
+        raise UserError(f"the {what} must be a whole number of at least {least}{_to(most)}, not {value!r}")
     return number
 
 
@@ -46,18 +46,17 @@ def finite(value: Any, what: str) -> Any:
     return value
 
 
-def positive(value: Any, what: str, zero: bool = False) -> Any:
-    """``value``, a finite number greater than 0, or with ``zero`` at least 0.
+def positive(value: Any, what: str, zero: bool = False, most: float | None = None) -> Any:
+    """``value``, a finite number greater than 0, or with ``zero`` at least 0, and not above ``most``.
 
     Raises:
         UserError: for anything else.
     """
     if isinstance(value, Tensor):
         return value
-    if not _is_finite(value) or value < 0 or (value == 0 and not zero):
-        raise UserError(
-            f"the {what} must be a finite number {'of at least' if zero else 'greater than'} 0, not {value!r}"
-        )
+    if not _is_finite(value) or value < 0 or (value == 0 and not zero) or (most is not None and value > most):
+        least = "of at least 0" if zero else "greater than 0"
+        raise UserError(f"the {what} must be a finite number {least}{_to(most)}, not {value!r}")
     return value
 
 
@@ -73,14 +72,19 @@ def one_of(value: Any, what: str, allowed: Iterable[Any]) -> Any:
     return value
 
 
-def same_shape(first: Tensor, second: Tensor, names: str) -> None:
-    """Refuse two tensors that would be broadcast against each other.
+def same_shape(first: Tensor | Sequence[int], second: Tensor | Sequence[int], names: str) -> None:
+    """Refuse two tensors that would be broadcast against each other; their shapes will do.
 
     Raises:
         UserError: if their shapes differ.
     """
-    if first.shape != second.shape:
-        raise UserError(f"{names} must have the same shape, not {list(first.shape)} and {list(second.shape)}")
+    one, other = (list(t.shape if isinstance(t, Tensor) else t) for t in (first, second))
+    if one != other:
+        raise UserError(f"{names} must have the same shape, not {one} and {other}")
+
+
+def _to(most: float | None) -> str:
+    return "" if most is None else f" and at most {most}"
 
 
 def _is_finite(value: Any) -> bool:

@@ -19,12 +19,14 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from helpers import evaluation, losses, metagradients, runtime
+from helpers.adam import Adam, adam
 from helpers.experiments import Recorded
 from helpers.learners import LossDescent, detached
 from helpers.losses import LearnedLoss, input_prediction_and_target, mean_squared_error
 from helpers.models import MLP, Model, Params, stacked
 from helpers.tasks import Examples, Sinusoids, Started
 from helpers.tasks.control import Reacher
+from helpers.validate import one_of, same_shape
 
 TEST_SEED = 20_210_110  # of the test tasks; the same tasks for every experiment and every evaluation
 TUNING_SEED = TEST_SEED + 1  # of the tasks on which rates of the baselines are chosen
@@ -80,19 +82,20 @@ def descent(
 
     Returns:
         ``[len(steps), T]``; what is larger than ``CAPPED`` or not a number is ``CAPPED``.
+
+    Raises:
+        UserError: for another optimiser.
     """
+    one_of(optimizer, "optimiser", ("sgd", "adam"))
 
     def curve(task: Started) -> Tensor:
         phi, done, values = task.start, 0, []
-        first, second = ({name: torch.zeros_like(v) for name, v in phi.items()} for _ in range(2))
+        state = Adam.of(phi)
         for target in steps:
-            for step in range(done, target):
+            for _ in range(target - done):
                 g = gradient(phi, task.support)
                 if optimizer == "adam":
-                    first = {n: 0.9 * first[n] + 0.1 * g[n] for n in g}
-                    second = {n: 0.999 * second[n] + 0.001 * g[n] * g[n] for n in g}
-                    here, spread = 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
-                    g = {n: first[n] / here / ((second[n] / spread).sqrt() + 1e-8) for n in g}
+                    g, state = adam(g, state)
                 phi = phi | {name: phi[name] - rate * value for name, value in g.items()}
             done = target
             values.append(measure(phi, task.query))
@@ -369,7 +372,7 @@ def seen_of_frequency(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
 
 def frequency_error(outputs: Tensor, y: Tensor) -> Tensor:
     """(ω − ω*)²: the extra information."""
-    return (outputs[:, 1] - y[:, 1]).square().mean()
+    return mean_squared_error(outputs[:, 1], y[:, 1])
 
 
 def prediction_error(outputs: Tensor, y: Tensor) -> Tensor:
@@ -549,6 +552,7 @@ def torque_error(outputs: Tensor, y: Tensor) -> Tensor:
 
 def inertia_error(outputs: Tensor, y: Tensor) -> Tensor:
     """Mean squared error of the mass matrix, all four entries: the extra information."""
+    same_shape(outputs, y, "outputs and targets")
     first, cross, last = (outputs[:, 2:] - y[:, 2:]).square().mean(0)
     return (first + 2 * cross + last) / 4
 

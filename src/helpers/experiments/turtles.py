@@ -21,6 +21,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import evaluation, losses, metagradients, records, runtime
+from helpers.adam import Adam, adam
 from helpers.evaluation import Interval
 from helpers.experiments import Recorded
 from helpers.learners import GradientDescent
@@ -193,7 +194,7 @@ class Training:
 
         rates, adaptive = spread(rates), spread(adaptive)
         phi = {n: v.repeat_interleave(count, 0).repeat(many, *[1] * (v.dim() - 1)) for n, v in theta.items()}
-        first = second = {n: torch.zeros_like(v) for n, v in phi.items()}
+        state = Adam.of(phi)
         measured = []
         for iteration in range(max(experiment.measured) + 1):
             if iteration in experiment.measured:
@@ -201,13 +202,10 @@ class Training:
                 measured.append(torch.stack([vmap(self._meta_loss)(part, test) for part in parts]))
             tasks = everywhere(family.tasks(drawn, experiment.meta_batch, generator))
             gradient, _ = self.estimator(self.learner, phi, tasks)
-            first = {n: 0.9 * first[n] + 0.1 * g for n, g in gradient.items()}
-            second = {n: 0.999 * second[n] + 0.001 * g * g for n, g in gradient.items()}
-            debias = 1 - 0.9 ** (iteration + 1), 1 - 0.999 ** (iteration + 1)
+            adaptively, state = adam(gradient, state)
             for name, value in phi.items():
                 shape = (-1, *[1] * (value.dim() - 1))
-                adam = first[name] / debias[0] / ((second[name] / debias[1]).sqrt() + 1e-8)
-                direction = torch.where(adaptive.view(shape), adam, gradient[name])
+                direction = torch.where(adaptive.view(shape), adaptively[name], gradient[name])
                 phi[name] = value - rates.view(shape) * direction
         losses_ = torch.stack(measured).nan_to_num(FAILED).clamp(max=FAILED)
         return losses_.unflatten(2, (seeds, count))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from helpers.models import Params, below
+from helpers.validate import positive, whole
 
 RULE = "rule:"  # prefix, in θ, of the parameters of a learned rule
 
@@ -21,7 +22,7 @@ class RecurrentRule:
     coordinate has a memory of its own. The paper has two such layers, here there is one.
 
     Parameters, in θ under ``rule:``, are ``input.weight`` ``[2, 4 hidden]``, ``hidden.weight`` ``[hidden, 4 hidden]``
-    and ``bias`` ``[4 hidden]``, for the input, forget and output gates and the candidate, and ``head.weight``
+    and ``bias`` ``[4 hidden]``, for the gates input, forget and output and for the new cell, and ``head.weight``
     ``[hidden]``.
 
     Attributes:
@@ -29,12 +30,19 @@ class RecurrentRule:
         scale: of the update.
         cut: p; gradients below e⁻ᵖ are seen as they are, e^p g, in place of their logarithm.
 
+    Raises:
+        UserError: for units that are no whole number of at least 1, or a cut that is not positive.
+
     Source: Andrychowicz et al. (2016), section 2.1 and appendix A.
     """
 
     hidden: int = 20
     scale: float = 0.1
     cut: float = 10.0
+
+    def __post_init__(self) -> None:
+        whole(self.hidden, "number of units of a learned rule")
+        positive(self.cut, "cut of a learned rule")
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters, ready to be part of θ; drawn as PyTorch draws an LSTM's."""
@@ -66,9 +74,9 @@ class RecurrentRule:
         seen = torch.stack(
             [torch.where(large, size.log() / self.cut, -1.0), torch.where(large, g.sign(), math.exp(self.cut) * g)], -1
         )
-        state, cell = memory.unbind(0)
-        gates = seen @ p["input.weight"] + state @ p["hidden.weight"] + p["bias"]
-        enter, keep, leave, candidate = gates.chunk(4, -1)
-        cell = torch.sigmoid(keep) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
-        state = torch.sigmoid(leave) * torch.tanh(cell)
-        return self.scale * (state @ p["head.weight"]).view_as(gradient), torch.stack([state, cell])
+        h, c = memory.unbind(0)
+        gates = seen @ p["input.weight"] + h @ p["hidden.weight"] + p["bias"]
+        input, forget, output, cell = gates.chunk(4, -1)
+        c = torch.sigmoid(forget) * c + torch.sigmoid(input) * torch.tanh(cell)
+        h = torch.sigmoid(output) * torch.tanh(c)
+        return self.scale * (h @ p["head.weight"]).view_as(gradient), torch.stack([h, c])

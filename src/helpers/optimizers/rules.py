@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from helpers.optimizers.language import Expression, parse
 from helpers.runtime import UserError, generator
+from helpers.validate import one_of, positive, whole
 
 __all__ = [
     "ADDSIGN", "BASELINES", "PAPER_RULES", "POWERSIGN", "RuleOptimizer", "Settings", "decay", "evaluate", "remembered",
@@ -210,7 +212,12 @@ def step(
 
     Returns:
         u in the shape of ``g``, to be multiplied by the learning rate and subtracted; and the new memory.
+
+    Raises:
+        UserError: in float16, where a square below 6e-8 is 0 and so are epsilon and delta.
     """
+    if g.dtype == torch.float16:
+        raise UserError("float16 holds neither squares of gradients nor epsilon: use float32 or bfloat16")
     after = {slot: _remember(slot, old, g, settings) for slot, old in memory.items()}
     shape = g.shape[shared:]
 
@@ -235,16 +242,15 @@ def decay(kind: str | None, t: int, steps: int) -> float:
             ``"restarts"``: ``RESTARTS`` such half waves, one after the other.
 
     Raises:
-        UserError: for another kind.
+        UserError: for another kind, or numbers of steps that are none.
 
     Source: Bello et al. (2017), section 5.3 (linear decay, cyclical decay, restarts; the paper has up to twenty, in
     hundreds of epochs).
     """
+    one_of(kind, "decay", (None, "linear", "cosine", "restarts"))
     if kind is None:
         return 1.0
-    if kind not in ("linear", "cosine", "restarts"):
-        raise UserError(f"there is no decay {kind!r}: use None, linear, cosine or restarts")
-    part = min(t / steps, 1.0)
+    part = min(whole(t, "number of a step", 0) / whole(steps, "number of steps of a decay"), 1.0)
     if part == 1:  # also the last of the restarts ends there, and does not begin again
         return 0.0
     if kind == "linear":
@@ -265,7 +271,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         seed: of the noise and the dropped entries.
 
     Raises:
-        UserError: if the rule is none, the rate is negative, the schedule unknown or without a number of steps.
+        UserError: if the rule is none, a rate (also that of a group) is negative or not finite, the schedule unknown
+            or without a number of steps; in a step, if weights are in float16.
     """
 
     def __init__(
@@ -278,16 +285,31 @@ class RuleOptimizer(torch.optim.Optimizer):
         steps: int | None = None,
         seed: int = 0,
     ) -> None:
-        if not lr >= 0:
-            raise UserError(f"a learning rate is at least 0, not {lr!r}")
         decay(schedule, 0, 1)  # refuses an unknown one
-        if schedule is not None and not (steps and steps > 0):
-            raise UserError("a schedule of the sign term needs the number of steps: pass steps=…")
+        if schedule is not None:
+            whole(steps, "number of steps of a schedule (pass steps=…)")
         self.rule = parse(rule) if isinstance(rule, str) else rule
         self.settings, self.schedule, self.steps, self.seed = settings, schedule, steps, seed
         self._slots = slots(self.rule)
         self._random: dict[torch.device, torch.Generator] = {}
         super().__init__(params, {"lr": lr})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take in a group of parameters, with a rate of its own where it names one; all groups come this way."""
+        positive(param_group.get("lr", self.defaults["lr"]), "learning rate", zero=True)
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of every PyTorch optimiser, and the states of the random generators, a uint8 tensor for each device."""
+        return super().state_dict() | {"random": {str(at): g.get_state() for at, g in self._random.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken; without generators in it, noise and drops begin with the seed."""
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "random"})
+        self._random = {}
+        for at, state in state_dict.get("random", {}).items():
+            self._random[torch.device(at)] = generator(self.seed, at)
+            self._random[torch.device(at)].set_state(state.cpu())
 
     @torch.no_grad()
     def step(self, closure=None):

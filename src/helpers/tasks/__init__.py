@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from helpers.runtime import UserError
+from helpers.validate import whole as whole_number
 
 
 class Examples(NamedTuple):
@@ -84,11 +85,16 @@ def minibatches(
         ``x`` and ``y`` ``[tasks, count, size, ...]``.
 
     Raises:
-        UserError: if a minibatch with ``replacement`` is to be larger than the task.
+        UserError: for sizes and counts below 1, tasks without examples, or a minibatch with ``replacement`` that is to
+            be larger than the task.
 
     Source: the official code of Nichol, Achiam and Schulman (2018), ``_mini_batches``.
     """
+    whole_number(size, "size of a minibatch")
+    whole_number(count, "number of minibatches")
     tasks, n = examples.x.shape[:2]
+    if not n:
+        raise UserError("tasks without examples cannot be cut into minibatches: give at least one")
     if replacement and size > n:
         raise UserError(f"a minibatch of {size} cannot be drawn from {n} examples: choose a smaller one")
     rounds = count if replacement else -(-count * size // n)

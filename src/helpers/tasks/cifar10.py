@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from helpers.runtime import UserError, generator
 from helpers.tasks.images import Files, import_torchvision, read_bytes, sha256
+from helpers.validate import one_of, whole
 
 __all__ = ["CLASSES", "Labelled", "balanced", "digest", "fetch", "find", "load"]
 
@@ -69,9 +70,8 @@ def load(split: str, size: int = SIZE, folder: Path | str | None = None, downloa
 
     Source: Krizhevsky (2009), Learning multiple layers of features from tiny images, chapter 3.
     """
-    _known(split)
-    if not isinstance(size, int) or size not in (32, 16, 8):
-        raise UserError(f"CIFAR-10's images can be 32, 16 or 8 pixels wide, not {size!r}")
+    one_of(split, "split of CIFAR-10", PARTS)
+    one_of(whole(size, "size of CIFAR-10's images"), "size of CIFAR-10's images", (SIZE, SIZE // 2, SIZE // 4))
     place = FILES.find_or_fetch(folder, fetch if download and folder is None else None)
     names, content = PARTS[split], hashlib.sha256()
     images = np.empty((len(names), RECORDS, 3, size, size), np.uint8)
@@ -100,14 +100,9 @@ def digest(split: str, folder: Path | str | None = None) -> str:
     Raises:
         UserError: for an unknown split, or when the files are neither there nor to be had.
     """
-    _known(split)
+    one_of(split, "split of CIFAR-10", PARTS)
     place = FILES.find_or_fetch(folder, fetch if folder is None else None)
     return sha256(*(read_bytes(place / name) for name in PARTS[split]))
-
-
-def _known(split: str) -> None:
-    if split not in PARTS:
-        raise UserError(f"CIFAR-10 has no split {split!r}: choose one of {', '.join(PARTS)}")
 
 
 def balanced(data: Labelled, per_class: int, seed: int, skip: int = 0) -> Labelled:
@@ -130,9 +125,8 @@ def balanced(data: Labelled, per_class: int, seed: int, skip: int = 0) -> Labell
         UserError: when a number is not a whole one or too small, ``data`` is such a draw itself, which its provenance
             could not tell, or a class has fewer than ``skip + per_class`` images.
     """
-    for name, value, least in (("per_class", per_class, 1), ("skip", skip, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    whole(per_class, "number of images of each class, per_class,")
+    whole(skip, "number of images to skip", 0)
     if "per_class" in data.provenance:
         raise UserError("these images were drawn from a larger set already: draw from what load returned, with skip")
     draws, chosen, labels = generator(seed), [], data.labels.cpu()

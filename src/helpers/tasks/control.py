@@ -21,6 +21,7 @@ from torch import Tensor
 
 from helpers.models import MLP, Params
 from helpers.runtime import UserError
+from helpers.validate import finite, positive, whole
 
 __all__ = [
     "Control",
@@ -107,7 +108,7 @@ def rollout(
         UserError: for a horizon that is not a positive whole number, or a start of the wrong size.
     """
     horizon = env.horizon if horizon is None else horizon
-    _whole(horizon, "horizon of a rollout")
+    whole(horizon, "horizon of a rollout")
     _sized(start, env.state_size, "state")
     move, state, states, actions = step or env.step, start, [start], []
     for _ in range(horizon):
@@ -165,8 +166,8 @@ def random_rollouts(
     Raises:
         UserError: for a number of rollouts or a horizon that is not a positive whole number.
     """
-    _whole(n, "number of rollouts")
-    _whole(horizon, "horizon of a rollout")
+    whole(n, "number of rollouts")
+    whole(horizon, "horizon of a rollout")
     states = [env.reset(n, generator, dtype)]
     actions = _uniform((n, horizon, env.action_size), -env.max_action, env.max_action, generator, dtype)
     for t in range(horizon):
@@ -204,7 +205,7 @@ class MountainCar:
         through: let derivatives pass the limits of state as though these were not there, as in the ML3 public code.
 
     Raises:
-        UserError: when a number that must be positive is not, or a range is empty.
+        UserError: when a number that must be positive, or finite, is not, or a range is empty.
 
     Source: Bechtle et al. (2021), section on shaping with extra information; constants of the public code.
     """
@@ -229,8 +230,10 @@ class MountainCar:
 
     def __post_init__(self) -> None:
         _positive(self, "dt", "max_speed", "max_action")
-        _whole(self.horizon, "horizon of the mountain car")
-        if self.positions[0] >= self.positions[1]:
+        for name in ("power", "pull", "friction"):
+            finite(getattr(self, name), f"{name} of MountainCar")
+        whole(self.horizon, "horizon of the mountain car")
+        if not self.positions[0] < self.positions[1]:
             raise UserError(f"the car's left end must lie left of its right end, not {self.positions}")
 
     @classmethod
@@ -253,7 +256,7 @@ class MountainCar:
 
     def reset(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """``n`` cars at rest, ``[n, 2]``, on the generator's device."""
-        _whole(n, "number of starts")
+        whole(n, "number of starts")
         position = _uniform((n, 1), *self.starts, generator, dtype)
         return torch.cat([position, torch.zeros_like(position)], -1)
 
@@ -332,7 +335,7 @@ class PointMass:
         control_cost: weight of the squared force in the loss, in m/N².
 
     Raises:
-        UserError: when a number that must be positive is not.
+        UserError: when a number that must be positive, or finite, is not.
     """
 
     mass: float = 1.0
@@ -350,16 +353,17 @@ class PointMass:
 
     def __post_init__(self) -> None:
         _positive(self, "mass", "dt", "wall", "max_speed", "max_action", "goal_box")
-        _whole(self.horizon, "horizon of the point mass")
+        _positive(self, "damping", "control_cost", zero=True)
+        whole(self.horizon, "horizon of the point mass")
 
     def reset(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """``n`` masses at rest in the middle, ``[n, 4]``, on the generator's device; nothing is drawn."""
-        _whole(n, "number of starts")
+        whole(n, "number of starts")
         return torch.zeros(n, 4, dtype=dtype, device=generator.device)
 
     def goals(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """``n`` positions to reach, ``[n, 2]`` in m, on the generator's device."""
-        _whole(n, "number of goals")
+        whole(n, "number of goals")
         return _uniform((n, 2), -self.goal_box, self.goal_box, generator, dtype)
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
@@ -425,7 +429,7 @@ class Reacher:
         horizon: steps, 65 in the ML3 public code.
 
     Raises:
-        UserError: when a number that must be positive is not, or goals are out of reach.
+        UserError: when a number that must be positive, or finite, is not, or goals are out of reach.
 
     Source: Bechtle et al. (2021), section on model-based reinforcement learning; constants of gymnasium's
     ``reacher.xml``. The arm of the ML3 public code is another: the same geometry in another simulator, no gear, no
@@ -454,8 +458,9 @@ class Reacher:
 
     def __post_init__(self) -> None:
         _positive(self, "upper", "fore", "tip", "radius", "density", "gear", "dt", "max_action", "speed_scale")
-        _whole(self.substeps, "number of substeps")
-        _whole(self.horizon, "horizon of the reacher")
+        _positive(self, "armature", "damping", "start_angle", "start_speed", zero=True)
+        whole(self.substeps, "number of substeps")
+        whole(self.horizon, "horizon of the reacher")
         near, far = self.goal_radii
         if not abs(self.upper - self.tip) <= near < far <= self.upper + self.tip:
             raise UserError(
@@ -561,13 +566,13 @@ class Reacher:
 
     def reset(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """``n`` arms, nearly straight and at rest, ``[n, 4]``, on the generator's device."""
-        _whole(n, "number of starts")
+        whole(n, "number of starts")
         state = _uniform((n, 4), -1, 1, generator, dtype)
         return state * state.new_tensor([self.start_angle] * 2 + [self.start_speed] * 2)
 
     def goals(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """``n`` goals as joint angles ``[n, 2]``, rad, of points drawn uniformly between ``goal_radii``."""
-        _whole(n, "number of goals")
+        whole(n, "number of goals")
         near, far = self.goal_radii
         radius = _uniform((n,), near**2, far**2, generator, dtype).sqrt()
         angle = _uniform((n,), -math.pi, math.pi, generator, dtype)
@@ -606,15 +611,9 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
 
 
-def _positive(env: Any, *names: str) -> None:
+def _positive(env: Any, *names: str, zero: bool = False) -> None:
     for name in names:
-        if not getattr(env, name) > 0:
-            raise UserError(f"{name} of {type(env).__name__} must be greater than 0, not {getattr(env, name)!r}")
-
-
-def _whole(value: int, what: str) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"the {what} must be a whole number of at least 1, not {value!r}")
+        positive(getattr(env, name), f"{name} of {type(env).__name__}", zero)
 
 
 def _sized(x: Tensor, size: int, what: str) -> None:

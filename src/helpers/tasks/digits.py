@@ -20,8 +20,9 @@ from torch import Tensor
 
 from helpers.runtime import UserError
 from helpers.tasks import Examples, Tasks
-from helpers.tasks.episodes import check_draw, episodes_of
+from helpers.tasks.episodes import check_draw, check_images, episodes_of
 from helpers.tasks.images import Files, ImageClasses, hashed_order, import_torchvision, read_bytes, sha256
+from helpers.validate import one_of, whole
 
 __all__ = ["DIGITS", "DigitPairs", "find", "load", "pairs", "provenance"]
 
@@ -65,10 +66,8 @@ def load(split: str, name: str = "digits", folder: Path | str | None = None, dow
     Source: LeCun, Bottou, Bengio and Haffner (1998); Alpaydin and Kaynak (1998), of whose 5,620 digits scikit-learn
     has the 1,797 of the test set.
     """
-    if split not in PARTS:
-        raise UserError(f"the digits have no split {split!r}: choose one of {', '.join(PARTS)}")
-    if name not in SHA256:
-        raise UserError(f"there are no digits called {name!r}: choose one of {', '.join(SHA256)}")
+    one_of(split, "split of the digits", PARTS)
+    one_of(name, "set of digits", SHA256)
     images, labels = _mnist(split, folder, download and folder is None) if name == "mnist" else _small()
     chosen = [np.flatnonzero(labels == digit) for digit in range(DIGITS)]
     count = min(len(rows) for rows in chosen)
@@ -84,7 +83,12 @@ def load(split: str, name: str = "digits", folder: Path | str | None = None, dow
 
 
 def provenance(name: str = "digits") -> dict[str, Any]:
-    """What a record says about its data: the name, and digests of the pixels and labels."""
+    """What a record says about its data: the name, and digests of the pixels and labels.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    one_of(name, "set of digits", SHA256)
     return {"data": name} | {f"{part}_sha256": digest for part, digest in SHA256[name].items()}
 
 
@@ -105,8 +109,8 @@ def pairs(seed: int, train: int = 1) -> tuple[tuple[Pair, ...], tuple[Pair, ...]
     Source: the public code of Bechtle et al. (2020), ``run_binary_mnist_experiment.py``, which has one training pair
     and four held-out ones, of a permutation by NumPy.
     """
-    if isinstance(train, bool) or not isinstance(train, int) or not 1 <= train < DIGITS // 2:
-        raise UserError(f"of ten digits between 1 and 4 pairs can be trained on, not {train!r}")
+    whole(seed, "seed", 0)
+    whole(train, "number of pairs to train on", 1, DIGITS // 2 - 1)
     turns, turned = DIGITS // 2, seed * 2 % DIGITS
     order = hashed_order([str(digit) for digit in range(DIGITS)], seed // turns)
     order = order[turned:] + order[:turned]
@@ -140,8 +144,7 @@ class DigitPairs:
     queries: int
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.images, Tensor) and self.images.dtype == torch.uint8 and self.images.dim() == 4):
-            raise UserError("pairs of digits need images as one uint8 tensor [digits, instances, height, width]")
+        check_images(self.images)
         digits, instances = self.images.shape[:2]
         if not self.pairs:
             raise UserError("tasks of two digits need at least one pair to draw from")
@@ -149,9 +152,8 @@ class DigitPairs:
             if first == second or not (0 <= first < digits and 0 <= second < digits):
                 raise UserError(f"a pair has two different digits below {digits}, not {first} and {second}")
         for name in ("shots", "queries"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 2 or value % 2:
-                raise UserError(f"the {name} of a pair must be an even number of at least 2, not {value!r}")
+            if whole(getattr(self, name), f"{name} of a pair", 2) % 2:
+                raise UserError(f"the {name} of a pair are of both digits together: give an even number")
         if self.shots + self.queries > 2 * instances:
             raise UserError(
                 f"{self.shots} shots and {self.queries} queries of two digits need "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from helpers.runtime import UserError
 from helpers.tasks import Examples, Tasks
+from helpers.validate import whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +46,9 @@ class FewShot:
     queries: int
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.images, Tensor) and self.images.dtype == torch.uint8 and self.images.dim() == 4):
-            found = (
-                f"{self.images.dtype} of shape {list(self.images.shape)}"
-                if isinstance(self.images, Tensor)
-                else type(self.images).__name__
-            )
-            raise UserError(
-                f"episodes need images as one uint8 tensor [classes, instances, height, width], not {found}"
-            )
+        check_images(self.images)
         for name in ("ways", "shots", "queries"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"an episode's {name} must be a whole number of at least 1, not {value!r}")
+            whole(getattr(self, name), f"{name} of an episode")
         classes, instances = self.images.shape[:2]
         if self.ways > classes:
             raise UserError(
@@ -92,14 +83,28 @@ class FewShot:
         return episodes_of(self.images, uniforms.topk(self.ways).indices, self.shots, self.queries, generator)
 
 
+def check_images(images: Tensor) -> None:
+    """Refuse what is no uint8 tensor ``[classes, instances, height, width]`` with pixels.
+
+    Raises:
+        UserError: then.
+    """
+    if not isinstance(images, Tensor):
+        found = type(images).__name__
+    elif images.dtype != torch.uint8 or images.dim() != 4 or 0 in images.shape[2:]:
+        found = f"{images.dtype} of shape {list(images.shape)}"
+    else:
+        return
+    raise UserError(f"tasks need images as one uint8 tensor [classes, instances, height, width], not {found}")
+
+
 def check_draw(images: Tensor, n_tasks: int, generator: torch.Generator) -> None:
     """Refuse a number of tasks that is not positive, and a generator that is not where the images are.
 
     Raises:
         UserError: in both cases.
     """
-    if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or n_tasks < 1:
-        raise UserError(f"the number of tasks to draw must be a whole number of at least 1, not {n_tasks!r}")
+    whole(n_tasks, "number of tasks to draw")
     if generator.device.type != images.device.type:
         raise UserError(
             f"the images are on {images.device} but the random generator is on {generator.device}: "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from helpers.runtime import UserError
 from helpers.tasks import Examples, Tasks
+from helpers.validate import finite, whole
 
 Bands = tuple[tuple[float, float], ...]
 
@@ -67,14 +68,20 @@ class SinusoidFamilies:
 
     def __post_init__(self) -> None:
         for name in ("support_tasks", "query_tasks", "shots", "queries"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"the {name} of sinusoid families must be a whole number of at least 1, not {value!r}")
-        if not self.frequencies or any(not 0 < low < high for low, high in self.frequencies):
+            whole(getattr(self, name), f"{name} of sinusoid families")
+        for name in ("amplitudes", "inputs"):
+            for end in getattr(self, name):
+                finite(end, f"ends of the {name} of sinusoid families")
+        if not self.frequencies or any(not 0 < low < high < math.inf for low, high in self.frequencies):
             raise UserError(f"every band of frequencies must be positive and not empty, unlike {self.frequencies}")
 
     def draw(self, n_families: int, generator: torch.Generator) -> Family:
-        """Draw ``n_families`` families, without tasks; on the generator's device."""
+        """Draw ``n_families`` families, without tasks; on the generator's device.
+
+        Raises:
+            UserError: for a number of families below 1.
+        """
+        whole(n_families, "number of families")
         low, high = torch.tensor(self.frequencies, device=generator.device).unbind(1)
         u, v, w = torch.rand(3, n_families, generator=generator, device=generator.device)
         ends = (high - low).cumsum(0)
@@ -93,7 +100,11 @@ class SinusoidFamilies:
 
         Returns:
             ``x`` and ``y`` ``[F, n_tasks, examples, 1]``, float32, on the generator's device.
+
+        Raises:
+            UserError: for a number of tasks below 1.
         """
+        whole(n_tasks, "number of tasks")
         count, device = len(family.frequency), generator.device
         frequency, phase, amplitude = (t.view(-1, 1, 1, 1) for t in family)
         a, b = torch.rand(2, count, n_tasks, 1, 1, generator=generator, device=device)

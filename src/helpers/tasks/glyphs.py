@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helpers.runtime import UserError, root
+from helpers.runtime import root
 from helpers.tasks.images import ImageClasses, hashed_order, read_cache, sha256, write_cache
+from helpers.validate import one_of, whole
 
 VERSION = 2  # raise it whenever a change below changes an image
 INSTANCES = 20
@@ -69,10 +70,10 @@ def load(split: str, limit: int | None = None, seed: int = 0) -> ImageClasses:
         CAPITAL LETTER ZHE"``), a group is a script.
 
     Raises:
-        UserError: for an unknown split or a limit that is not between 1 and the number of classes.
+        UserError: for an unknown split, a negative seed, or a limit that is not between 1 and the number of classes.
     """
-    if split not in ("train", "test"):
-        raise UserError(f"glyphs have no split {split!r}: choose train or test")
+    one_of(split, "split of the glyphs", ("train", "test"))
+    whole(seed, "seed", 0)
     key = f"glyphs {VERSION} {seed} {_drawn_with()}"
     cache = root() / "data" / "raw" / f"glyphs-{VERSION}-{seed}.npz"
     stored = read_cache(cache, key)
@@ -84,10 +85,7 @@ def load(split: str, limit: int | None = None, seed: int = 0) -> ImageClasses:
     test = [_script(letter) in TEST_SCRIPTS for letter in classes]
     chosen = [i for i, held_out in enumerate(test) if held_out == (split == "test")]
     if limit is not None:
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= len(chosen):
-            raise UserError(
-                f"the limit must be a whole number from 1 to {len(chosen)} (the {split} classes), not {limit!r}"
-            )
+        whole(limit, f"limit on the {split} classes", 1, len(chosen))
         kept = set(hashed_order([classes[i] for i in chosen], 0)[:limit])
         chosen = [i for position, i in enumerate(chosen) if position in kept]
     if pictures is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from helpers.runtime import DataAbsent, UserError, root
+from helpers.validate import whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,8 +311,15 @@ def contact_sheet(images: Tensor | np.ndarray, columns: int, gap: int = 2) -> np
 
     Returns:
         ``[rows * (height + gap) + gap, columns * (width + gap) + gap]`` of the images' type; paper is 0.
+
+    Raises:
+        UserError: for images with other axes, no column, or a gap below 0.
     """
+    whole(columns, "number of columns")
+    whole(gap, "gap between images", 0)
     array = images.cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if array.ndim not in (3, 4):
+        raise UserError(f"images to lay out are [n, height, width] or have two leading axes, not {list(array.shape)}")
     if array.ndim == 4:
         columns = min(columns, array.shape[1])
         array = array[:, :columns].reshape(-1, *array.shape[2:])

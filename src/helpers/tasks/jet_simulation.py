@@ -32,6 +32,7 @@ from tqdm import tqdm
 from helpers.runtime import UserError, ensure_writable, only_one, write_atomically
 from helpers.tasks import jets
 from helpers.tasks.jets import FIFTHS, PARTICLES, PROCESSES, SHOWERS, SPLITS, WINDOWS
+from helpers.validate import one_of, whole
 
 __all__ = ["Sample", "available", "generate", "make", "plan", "settings", "simulate"]
 
@@ -93,12 +94,10 @@ class Sample:
     per_window: int
 
     def __post_init__(self) -> None:
-        for value, known in ((self.process, PROCESSES), (self.shower, SHOWERS), (self.split, SPLITS)):
-            if value not in known:
-                raise UserError(f"there are no jets of {value!r}: choose one of {', '.join(known)}")
-        if isinstance(self.per_window, bool) or not isinstance(self.per_window, int) or self.per_window < 1:
-            raise UserError(f"the jets in a window must be a positive multiple of 5, not {self.per_window!r}")
-        if self.per_window % FIFTHS:
+        one_of(self.process, "process", PROCESSES)
+        one_of(self.shower, "shower", SHOWERS)
+        one_of(self.split, "split", SPLITS)
+        if whole(self.per_window, "number of jets in a window") % FIFTHS:
             raise UserError(f"the jets in a window must be a positive multiple of 5, not {self.per_window!r}")
 
     def seed(self, block: int) -> int:
@@ -119,8 +118,7 @@ def plan(per_window: int = 1600) -> tuple[Sample, ...]:
     Raises:
         UserError: if ``per_window`` is less than 20.
     """
-    if isinstance(per_window, bool) or not isinstance(per_window, int) or per_window < 20:
-        raise UserError(f"the jets in a window must be a whole number of at least 20, not {per_window!r}")
+    whole(per_window, "number of jets in a window", 20)
 
     def share(part: float) -> int:
         return max(1, round(per_window * part / FIFTHS)) * FIFTHS

@@ -32,6 +32,7 @@ from helpers.runtime import generator as seeded
 from helpers.tasks import Examples, Tasks
 from helpers.tasks.episodes import check_draw
 from helpers.tasks.images import sha256
+from helpers.validate import one_of, positive, whole
 
 __all__ = [
     "PROCESSES", "SHOWERS", "SPLITS", "WINDOWS", "Detector", "Domain", "JetSamples", "JetTasks", "Observables", "View",
@@ -137,9 +138,7 @@ class JetSamples:
             (self.process, process, PROCESSES), (self.shower, shower, SHOWERS), (self.split, split, SPLITS),
         ):  # fmt: skip
             if value is not None:
-                if value not in known:
-                    raise UserError(f"there are no jets of {value!r}: choose one of {', '.join(known)}")
-                mask &= have == known.index(value)
+                mask &= have == known.index(one_of(value, "process, shower or split of jets", known))
         if window is not None:
             window_name(window)
             mask &= self.window == window
@@ -183,8 +182,7 @@ def window_name(window: int) -> str:
     Raises:
         UserError: if it is not 0 … 4.
     """
-    if isinstance(window, bool) or not isinstance(window, int) or not 0 <= window < len(WINDOWS) - 1:
-        raise UserError(f"the windows of pT are numbered 0 to {len(WINDOWS) - 2}, there is no {window!r}")
+    whole(window, "number of a window of pT", 0, len(WINDOWS) - 2)
     return f"{WINDOWS[window]}–{WINDOWS[window + 1]} GeV"
 
 
@@ -194,7 +192,12 @@ def fifth_of(pt: np.ndarray) -> np.ndarray:
 
 
 def fifth_name(fifth: int) -> str:
-    """Such as ``"250–260 GeV"``."""
+    """The name of a fifth, 5 · window + fifth, such as ``"250–260 GeV"``.
+
+    Raises:
+        UserError: if there is none of that number.
+    """
+    whole(fifth, "number of a fifth", 0, len(_edges()) - 2)
     low, high = _edges()[fifth : fifth + 2]
     return f"{low:g}–{high:g} GeV"
 
@@ -360,11 +363,9 @@ class Detector:
     pileup_pt: float = 0.8
 
     def __post_init__(self) -> None:
-        limits = {"cell": 1.0, "threshold": math.inf, "smearing": 2.0, "dropped": 1.0, "pileup": 1000.0}
-        for name, limit in (limits | {"pileup_pt": math.inf}).items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limit:
-                raise UserError(f"a detector's {name} must be a number of at least 0 and at most {limit}, not {value}")
+        limits = {"cell": 1.0, "threshold": None, "smearing": 2.0, "dropped": 1.0, "pileup": 1000.0, "pileup_pt": None}
+        for name, limit in limits.items():
+            positive(getattr(self, name), f"{name} of a detector", zero=True, most=limit)
 
     def __call__(self, particles: Tensor, generator: torch.Generator) -> Tensor:
         """Measure jets.
@@ -375,7 +376,11 @@ class Detector:
 
         Returns:
             Cells ``[n, more slots, 3]`` in the same form, in no particular order.
+
+        Raises:
+            UserError: for particles that are none, see :func:`check_particles`.
         """
+        check_particles(particles)
         n, device = len(particles), particles.device
 
         def uniform(*shape: int) -> Tensor:
@@ -445,6 +450,18 @@ class Observables(NamedTuple):
     tau21: Tensor
 
 
+def check_particles(particles: Tensor) -> None:
+    """Refuse what is no ``[n, slots, 3]`` of finite numbers with pT at least 0.
+
+    Raises:
+        UserError: then.
+    """
+    if particles.dim() != 3 or particles.shape[-1] != 3 or not particles.is_floating_point():
+        raise UserError(f"particles are floats [n, slots, 3], not {particles.dtype} of shape {list(particles.shape)}")
+    if not (particles.isfinite().all() and (particles[..., 0] >= 0).all()):
+        raise UserError("particles must have a finite pT of at least 0, and finite η and φ: leave out the others")
+
+
 def observables(particles: Tensor) -> Observables:
     """Transverse momentum, mass and τ₂₁ of jets as they are now, for example after the detector.
 
@@ -453,8 +470,12 @@ def observables(particles: Tensor) -> Observables:
     Args:
         particles: ``[n, slots, 3]``.
 
+    Raises:
+        UserError: for particles that are none, see :func:`check_particles`.
+
     Source: Thaler and Van Tilburg (2011), arXiv:1011.2268, equation 2.1, β = 1.
     """
+    check_particles(particles)
     parts = [_observables(part) for part in particles.split(CHUNK)]
     return Observables(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
@@ -525,13 +546,14 @@ def orient(particles: Tensor, rotate: bool = True, flip: bool = True, zoom: floa
         ``[n, slots, 3]``; pT is unchanged, η and φ are those in the new frame.
 
     Raises:
-        UserError: for a mass that is not positive.
+        UserError: for a mass that is not positive, or particles that are none, see :func:`check_particles`.
 
     Source: de Oliveira et al. (2016), section 3; zooming as in Barnard et al. (2017), arXiv:1609.00607, with a fixed
     mass.
     """
-    if zoom is not None and not zoom > 0:
-        raise UserError(f"angles are zoomed by pT / 2m with a mass above 0 GeV, not {zoom!r}")
+    check_particles(particles)
+    if zoom is not None:
+        positive(zoom, "mass in GeV by which angles are zoomed")
     parts = [_orient(part, rotate, flip, zoom) for part in particles.split(CHUNK)]
     return torch.cat(parts) if parts else particles
 
@@ -580,7 +602,13 @@ def picture(particles: Tensor, size: int = 25, half_width: float = 1.25) -> Tens
 
     Returns:
         ``[n, size, size]``: rows from high φ to low, columns from low η to high. Sums are 1, less what lies outside.
+
+    Raises:
+        UserError: for a size or a width that is not positive, or particles that are none, see :func:`check_particles`.
     """
+    check_particles(particles)
+    whole(size, "number of pixels of a side")
+    positive(half_width, "half width of an image")
     pt = particles[..., 0]
     share = pt / pt.sum(1, keepdim=True).clamp(min=1e-12)
     step = 2 * half_width / size
@@ -618,10 +646,9 @@ class View:
     zoom: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("image", "particles"):
-            raise UserError(f"a view of jets is of images or of particles, not of {self.kind!r}")
-        if self.zoom is not None and not self.zoom > 0:
-            raise UserError(f"angles are zoomed by pT / 2m with a mass above 0 GeV, not {self.zoom!r}")
+        one_of(self.kind, "view of jets", ("image", "particles"))
+        if self.zoom is not None:
+            positive(self.zoom, "mass in GeV by which angles are zoomed")
 
     def __call__(self, particles: Tensor) -> Tensor:
         """Inputs of a tagger, ``[n, 1, 25, 25]`` or ``[n, 40, 3]``, of ``particles`` ``[n, slots, 3]``."""
@@ -698,7 +725,7 @@ class JetTasks:
         if not self.domains:
             raise UserError("tasks of jets need at least one domain to draw from")
         for name in ("shots", "queries"):
-            _at_least(getattr(self, name), 1, f"the {name} of a class")
+            whole(getattr(self, name), f"{name} of a class")
         for at in range(len(self.domains)):
             self._enough(at, self.shots + self.queries)
 
@@ -743,7 +770,7 @@ class JetTasks:
         """As :meth:`sample`, of given domains: one task for each position in ``domains``, with ``shots`` if given."""
         support, query = [], []
         shots = self.shots if shots is None else shots
-        _at_least(shots, 1, "the shots of a class")
+        whole(shots, "shots of a class")
         for at in chosen:
             if shots > self.shots:
                 self._enough(at, shots + self.queries)
@@ -783,7 +810,7 @@ class JetTasks:
         self, chosen: Sequence[int], size: int, generator: torch.Generator, proportions: Sequence[float] = (0.2, 0.8)
     ) -> Tasks:
         """As :meth:`bags`, of given domains: one task for each position in ``domains``."""
-        _at_least(size, 1, "the size of a bag")
+        whole(size, "size of a bag")
         if not proportions or not all(0 <= share <= 1 for share in proportions):
             raise UserError(f"shares of signal must be between 0 and 1, not {tuple(proportions)}")
         signal = [round(share * size) for share in proportions]
@@ -835,8 +862,3 @@ def _labelled(x: list[Tensor], each: int) -> Examples:
     inputs = torch.stack(x).float()
     labels = torch.arange(2, device=inputs.device).repeat_interleave(each).expand(len(x), -1).contiguous()
     return Examples(inputs, labels)
-
-
-def _at_least(value: Any, least: int, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{what} must be a whole number of at least {least}, not {value!r}")

@@ -27,6 +27,7 @@ from torch import Tensor
 from helpers.runtime import UserError, root, write_atomically
 from helpers.tasks import Examples, Tasks, numerals
 from helpers.tasks.images import hashed_order, sha256
+from helpers.validate import one_of, whole
 
 __all__ = [
     "ALPHABET", "FAMILIES", "KINDS", "LONGEST", "TEST_HELD", "TEST_SEEN", "TRAIN", "VALIDATION", "VOCABULARY",
@@ -212,10 +213,9 @@ class Names:
         Raises:
             UserError: for an unknown language or part.
         """
-        if code not in self.languages:
-            raise UserError(f"there are no names in {code!r}: choose one of {', '.join(self.languages)}")
-        if part is not None and part not in PARTS:
-            raise UserError(f"there is no part {part!r} of the concepts: choose one of {', '.join(PARTS)}")
+        one_of(code, "language with names", self.languages)
+        if part is not None:
+            one_of(part, "part of the concepts", PARTS)
         wanted = None if part is None else self.parts(seed)[part]
         found: dict[str, Pair] = {}
         for concept, native in self.languages[code].names.items():
@@ -352,7 +352,7 @@ class LanguageTasks:
         seed: of the split of the concepts.
 
     Raises:
-        UserError: if a language has too few names, or none is given.
+        UserError: if a language has too few names, none is given, or a number of names is below 1.
     """
 
     names: Names
@@ -364,6 +364,8 @@ class LanguageTasks:
     tables: list[Examples] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        whole(self.support, "number of names to adapt on")
+        whole(self.query, "number of names to be judged on")
         tables = [rows(self.names.pairs(code, self.part, self.seed)) for code in self.languages]
         if not tables:
             raise UserError("languages as tasks need at least one language")
@@ -377,7 +379,11 @@ class LanguageTasks:
 
         Returns:
             Support and query, ``x`` ``[n_tasks, names, 2 LONGEST + 1]`` and ``y`` ``[n_tasks, names, LONGEST + 1]``.
+
+        Raises:
+            UserError: for a number of tasks below 1.
         """
+        whole(n_tasks, "number of tasks")
         count, device = len(self.tables), generator.device
         rounds = [torch.randperm(count, generator=generator, device=device) for _ in range(-(-n_tasks // count))]
         chosen, drawn = torch.cat(rounds)[:n_tasks].tolist(), []
@@ -406,8 +412,10 @@ def taken_apart(names: Names, code: str, shots: int, queries: int, seed: int = 0
         queries do not depend on their number.
 
     Raises:
-        UserError: if the language has too few names.
+        UserError: if the language has too few names, or a number of names is below 0.
     """
+    whole(shots, "number of shots", 0)
+    whole(queries, "number of queries", 0)
     shown, new = (names.pairs(code, part, seed) for part in PARTS)
     if len(shown) < shots + queries or len(new) < queries:
         have = f"{len(shown)} names of shown concepts and {len(new)} of new ones"

@@ -15,6 +15,7 @@ from torch import Tensor
 from helpers.runtime import UserError
 from helpers.tasks import Examples
 from helpers.tasks.images import hashed_order
+from helpers.validate import one_of, whole
 
 __all__ = [
     "ALPHABET", "BEGIN", "END", "LIMIT", "PAD", "SPLITS", "VOCABULARY", "decode", "encode", "english", "german", "load",
@@ -78,9 +79,7 @@ def _joined(digit: int) -> str:
 
 
 def _checked(n: int) -> int:
-    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < LIMIT:
-        raise UserError(f"only whole numbers from 0 to {LIMIT - 1} have a name here, not {n!r}")
-    return n
+    return whole(n, "number to be named", 0, LIMIT - 1)
 
 
 def encode(names: Sequence[str], ends: bool = False, length: int | None = None, alphabet: str = ALPHABET) -> Tensor:
@@ -146,10 +145,8 @@ def numbers(split: str, seed: int = 0, limit: int = LIMIT) -> list[int]:
     Raises:
         UserError: for another split or limit.
     """
-    if split not in SPLITS:
-        raise UserError(f"there is no split {split!r}: use one of {', '.join(SPLITS)}")
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 10 <= limit <= LIMIT:
-        raise UserError(f"the limit is a whole number from 10 to {LIMIT}, not {limit!r}")
+    one_of(split, "split", SPLITS)
+    whole(limit, "limit", 10, LIMIT)
     order = hashed_order([str(n) for n in range(limit)], seed)
     tenth = limit // 10
     parts = order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]

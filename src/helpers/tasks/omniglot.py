@@ -33,6 +33,7 @@ from helpers.tasks.images import (
     sha256,
     write_cache,
 )
+from helpers.validate import one_of
 
 SPLIT_SEED = 1
 TRAIN, VALIDATION, TEST = 1200, 100, 423
@@ -78,8 +79,7 @@ def load(
         "validation": slice(TRAIN - VALIDATION, TRAIN),
         "test": slice(TRAIN, TRAIN + TEST),
     }
-    if split not in parts:
-        raise UserError(f"Omniglot has no split {split!r}: choose one of {', '.join(parts)}")
+    one_of(split, "split of Omniglot", parts)
     names, images = _images(folder, download and folder is None)
     order = split_order(names)
     everything = ImageClasses(

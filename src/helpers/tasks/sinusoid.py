@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from helpers.runtime import UserError
 from helpers.tasks import Examples, Tasks
+from helpers.validate import finite, whole
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Sinusoids:
         oracle: give amplitude and phase as further inputs, so that ``x`` is ``[T, n, 3]`` (the paper's upper bound).
 
     Raises:
-        UserError: when a number is not positive.
+        UserError: when a number of points is not positive, or a range is not finite.
 
     Source: Finn, Abbeel and Levine (2017), section 5.1.
     """
@@ -35,9 +35,10 @@ class Sinusoids:
 
     def __post_init__(self) -> None:
         for name in ("shots", "queries"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"a sinusoid task's {name} must be a whole number of at least 1, not {value!r}")
+            whole(getattr(self, name), f"{name} of a sinusoid task")
+        for name in ("amplitudes", "phases", "inputs"):
+            for end in getattr(self, name):
+                finite(end, f"ends of the {name} of a sinusoid task")
 
     def sample(self, n_tasks: int, generator: torch.Generator) -> Tasks:
         """Draw ``n_tasks`` sinusoids with their points.
@@ -45,6 +46,9 @@ class Sinusoids:
         Returns:
             ``Tasks`` with ``x`` ``[T, n, 1]`` (``[T, n, 3]`` for the oracle) and ``y`` ``[T, n, 1]``, float32, on the
             generator's device.
+
+        Raises:
+            UserError: for a number of tasks below 1.
         """
         amplitude, phase = self._curves(n_tasks, generator)
         x = _uniform(*self.inputs, n_tasks, self.shots + self.queries, generator)
@@ -58,13 +62,18 @@ class Sinusoids:
 
         Returns:
             ``x`` and ``y`` ``[T, points, 1]``, float32, on the generator's device.
+
+        Raises:
+            UserError: for a number of tasks or points below 1.
         """
+        whole(points, "number of points")
         amplitude, phase = self._curves(n_tasks, generator)
         x = torch.linspace(*self.inputs, points, device=generator.device).view(1, -1, 1).expand(n_tasks, -1, -1)
         return Examples(x, amplitude * torch.sin(x - phase))
 
     def _curves(self, n_tasks: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Amplitudes and phases, each ``[T, 1, 1]``."""
+        whole(n_tasks, "number of tasks")
         return _uniform(*self.amplitudes, n_tasks, 1, generator), _uniform(*self.phases, n_tasks, 1, generator)
 
 
