@@ -439,16 +439,7 @@ def test_learning_rate_schedulers_work():
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 
-SAVED = [
-    "g",
-    "adam*exp(m)",
-    "momentum",
-    "lion",
-    "rmsprop*clip(gamma, 1e-3)",
-    POWERSIGN,
-    "g + drop(m, 0.3)",
-    "g + noise",
-]
+SAVED = ["g", "adam*exp(m)", "momentum", "lion", "rmsprop*clip(gamma, 1e-3)", POWERSIGN, "g + drop(m, 0.3)", "noise"]
 
 
 @pytest.mark.parametrize("rule", SAVED)

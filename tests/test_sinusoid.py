@@ -12,6 +12,7 @@ from helpers.runtime import UserError, generator
 from helpers.tasks import Examples, Sinusoids, Tasks, minibatches
 from helpers.tasks.families import SinusoidFamilies
 
+FAMILIES = SinusoidFamilies()
 EXAMPLES = Sinusoids().sample(2, generator(0)).support
 
 
@@ -80,9 +81,9 @@ def test_bad_numbers_are_refused(settings):
         (lambda: SinusoidFamilies(shots=True), "shots of sinusoid families"),
         (lambda: SinusoidFamilies(inputs=(math.inf, 1.0)), "ends of the inputs"),
         (lambda: SinusoidFamilies(frequencies=((0.5, math.nan),)), "every band"),
-        (lambda: SinusoidFamilies().sample(0, generator(0)), "number of families"),
+        (lambda: FAMILIES.sample(0, generator(0)), "number of families"),
         (
-            lambda: SinusoidFamilies().tasks(SinusoidFamilies().draw(1, generator(0)), 0, generator(0)),
+            lambda: FAMILIES.tasks(FAMILIES.draw(1, generator(0)), 0, generator(0)),
             "number of tasks",
         ),
         (lambda: minibatches(EXAMPLES, 0, 2, generator(0)), "size of a minibatch"),

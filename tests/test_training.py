@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import lzma
+import math
 import os
 import signal
 import subprocess
