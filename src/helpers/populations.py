@@ -119,7 +119,7 @@ class Population:
 
     @property
     def epoch(self) -> int:
-        """Steps in an epoch."""
+        """Minibatches that cover the training examples once."""
         return len(self.train.y) // self.batch
 
     @cached_property

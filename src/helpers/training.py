@@ -50,7 +50,7 @@ class Run(Protocol):
     """An experiment made ready on one device."""
 
     def init(self, generator: torch.Generator) -> Params:
-        """Fresh meta-parameters."""
+        """Fresh meta-parameters θ, drawn by ``generator``, on its device."""
         ...
 
     def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
@@ -218,7 +218,7 @@ class State:
             ) from None
 
     def _moments(self) -> Params:
-        """What the optimiser remembers."""
+        """What the outer optimiser remembers of each parameter, by the names that a checkpoint has."""
         return {
             f"adam/{slot}/{name}": tensor
             for name, value in self.theta.items()

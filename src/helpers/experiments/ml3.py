@@ -139,7 +139,7 @@ class Study(Recorded, ABC):
 
     @abstractmethod
     def tasks(self, count: int, generator: torch.Generator) -> Started:
-        """``count`` tasks of meta-training."""
+        """Draw ``count`` tasks of meta-training, each with a start of its own."""
 
     @abstractmethod
     def judge(self, run: Training, theta: Params) -> Metrics:
@@ -173,7 +173,7 @@ class Training:
         return learner
 
     def init(self, generator: torch.Generator) -> Params:
-        """Fresh ψ ``[seeds, ...]``."""
+        """Fresh parameters ψ of the learned loss, one set a seed: ``[seeds, ...]``."""
         return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
 
     def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
@@ -233,7 +233,7 @@ class Training:
         return rates[int(torch.stack(ends).argmin())]
 
     def evaluate(self, theta: Params) -> Metrics:
-        """As the experiment says."""
+        """All metrics, the headline first; what they are the experiment's ``judge`` says."""
         return self.experiment.judge(self, theta)
 
 
@@ -523,7 +523,7 @@ class InertiaNetwork:
         return self.network.init(generator, dtype)
 
     def adapts(self, name: str) -> bool:
-        """All of them."""
+        """All parameters adapt, whatever their name."""
         return True
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
@@ -588,7 +588,7 @@ class InverseDynamics(Study):
     tuning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 0.1, 0.3)
 
     def arm(self) -> Reacher:
-        """The arm without armature."""
+        """The reacher without armature, whose mass matrix depends on the elbow."""
         return Reacher(armature=0.0)
 
     def learner(self) -> LossDescent:

@@ -127,7 +127,7 @@ class Start(Recorded):
         return Counter({d: self.iterations * self.families * n for d, n in one.items()})
 
     def setup(self, device: torch.device, compiled: bool) -> Training:
-        """Make the learners."""
+        """The learners on ``device``; no data is loaded and nothing compiled, so ``compiled`` counts for nothing."""
         return Training(self, device)
 
 

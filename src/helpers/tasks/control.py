@@ -146,7 +146,7 @@ class Rollout:
         return self.policy.init(generator, dtype)
 
     def adapts(self, name: str) -> bool:
-        """Whatever the policy adapts."""
+        """Whether a parameter adapts; what the policy adapts does."""
         return self.policy.adapts(name)
 
     def __call__(self, params: Params, x: Tensor) -> Trajectory:
