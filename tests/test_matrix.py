@@ -124,6 +124,7 @@ def drawn(form):
     """Tasks of a form, in double precision."""
     count = 2 * 2 * TASKS if form == "families" else TASKS
     tasks = tree_map(torch.Tensor.double, Sinusoids(4, 4).sample(count, generator(1)))
+    tasks = Tasks(*(Examples(e.x, e.y / 3) for e in tasks))  # with small errors the inner problems are convex
     if "minibatches" in form:
         number = 3 if "more" in form else STEPS
         tasks = Tasks(minibatches(tasks.support, 3, number, generator(2)), tasks.query)
@@ -231,7 +232,7 @@ def test_right_or_refused(name, estimator):
     forms = {"plain": ESTIMATORS[estimator], "chunked": chunked(ESTIMATORS[estimator], 1)}
     if estimator == "imaml":
         forms["traced"] = imaml(SOLVER, by=traced)
-    elif estimator == "maml" or (estimator != "stepwise" and name in ("descent", "adam-carried", "own-step")):
+    elif (estimator == "maml" and "proximal-" not in name) or (estimator != "stepwise" and name == "adam-carried"):
         forms["traced"] = traced(ESTIMATORS[estimator])
     elif estimator == "stepwise" and name != "descent":
         del forms["chunked"]  # one more recording
