@@ -291,7 +291,8 @@ def stepwise() -> Estimator:
 
     Let φ ← U(θ, φ) be one inner step, and v the gradient of the query loss by the last φ. Going back through a step,
     v ← (∂U/∂φ)ᵀ v, and (∂U/∂θ)ᵀ v is what that step's own use of θ (shifts, learned rates) adds to the meta-gradient;
-    what v is in the end belongs to the initial φ, that is to θ. All steps are the same program, so it is recorded once.
+    what v is in the end belongs to the initial φ, and so to what θ gave of it. All steps are the same program, so it is
+    recorded once.
 
     Returns:
         An estimator equal to :func:`maml`, for learners whose task loss is that of :class:`~helpers.types.Descent`.
