@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 from refusals import refused
-from test_metagradients import FAMILIES, TASKS, central_differences, error, objective
+from test_metagradients import FAMILIES, TASKS, error
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import losses
 from helpers.amortized import AsItIs, Neighbours, Prototypes, Recurrent, one_hot, squared_distances
 from helpers.architectures import ACTIVATIONS, SKIP, MixedConvNet, MixedMLP, decided
+from helpers.differences import central_differences, objective
 from helpers.evaluation import adaptation_curve
 from helpers.learners import STATE, GradientDescent, LearnedDescent, started
 from helpers.losses import LearnedLoss

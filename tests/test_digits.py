@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from refusals import refused
-from test_metagradients import central_differences, error
 from torch.func import grad, vmap
 
 from helpers import training
+from helpers.differences import central_differences, error
 from helpers.experiments.ml3_digits import DIVERGED, Digits, LeNet, MinibatchLossDescent, experiments
 from helpers.learners import GradientDescent, LossDescent
 from helpers.losses import LOSS, cross_entropy

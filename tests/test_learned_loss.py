@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from refusals import refused
-from test_metagradients import FAMILIES, TASKS, central_differences, error, objective
+from test_metagradients import FAMILIES, TASKS, error
 from torch.func import grad
 
 from helpers import losses
+from helpers.differences import central_differences, objective
 from helpers.learners import GradientDescent, LossDescent, started
 from helpers.losses import LOSS, LearnedLoss
 from helpers.metagradients import chunked, maml, traced

@@ -11,11 +11,11 @@ from functools import partial
 import pytest
 import torch
 from refusals import refused
-from test_metagradients import central_differences, error
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from helpers import losses, training
+from helpers.differences import central_differences, error
 from helpers.experiments import turtles
 from helpers.learners import GradientDescent
 from helpers.levels import Meta, evaluations

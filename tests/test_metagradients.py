@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ from torch.func import vmap
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
-from helpers import losses
+from helpers import differences, losses
+from helpers.differences import central_differences, objective
 from helpers.learners import RATE, GradientDescent
 from helpers.metagradients import chunked, fomaml, maml
 from helpers.models import MLP, ConvNet
@@ -24,8 +24,6 @@ from helpers.tasks import Examples, Tasks
 
 TASKS = 3
 STEPS = (1, 2, 5)
-H = 1e-5
-DIRECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -63,77 +61,19 @@ def case(family: str, steps: int = 1, learn_rates: bool = False, seed: int = 0, 
     return learner, theta, Tasks(f.examples(6, draws), f.examples(5, draws))
 
 
-def objective(learner, theta, tasks):
-    """The mean query loss after adaptation: what the meta-gradient is the gradient of."""
-    return vmap(learner.task_loss, in_dims=(None, 0))(theta, tasks).mean()
-
-
-@cache
-def directions(size):
-    """Random orthonormal directions in which a tensor of ``size`` numbers is differentiated: ``[DIRECTIONS, size]``."""
-    draws = torch.randn(size, DIRECTIONS, generator=generator(size), dtype=torch.float64)
-    return torch.linalg.qr(draws).Q.T
-
-
-def central_differences(function, theta, everywhere=False):
-    """The gradient of ``function(theta)``: central differences at h and 2h, combined.
-
-    Of a tensor with more than eight numbers the derivatives in eight random directions of its own (``directions``), or
-    with ``everywhere`` those of every coordinate, which say where an error is. Of an error in a tensor of five hundred
-    numbers random directions see less than a hundredth once in ten million times, and the draws are always the same.
-
-    The combination (8 d(h) − d(2h)) / 12h cancels the truncation error of order h², which leaves h⁴ = 1e-20 times a
-    fifth derivative, and rounding of order 1e-16 / h = 1e-11 of the function's value; measured, the errors below are at
-    most 5e-8. A ReLU kink between θ − 2h and θ + 2h would show as an error of order 1 or 1/h in a coordinate: as a
-    failure, never as a pass. The seeds of these tests are such that there is none: a few hundred activations of order 1
-    have a chance of 1e-5 each to lie that close to 0, and the draws do not depend on the machine.
-    """
-    few = {name for name, value in theta.items() if value.numel() > DIRECTIONS and not everywhere}
-    units = {
-        name: directions(value.numel()) if name in few else torch.eye(value.numel(), dtype=value.dtype)
-        for name, value in theta.items()
-    }
-    total, done, near = sum(map(len, units.values())), 0, {}
-    for name, value in theta.items():  # all tensors at once: a row moves one of them
-        away = torch.zeros(total, value.numel(), dtype=value.dtype)
-        away[done : done + len(units[name])] = units[name]
-        near[name] = torch.cat([value + k * H * away.reshape(-1, *value.shape) for k in (-2, -1, 1, 2)])
-        done += len(units[name])
-    f = vmap(function, chunk_size=1000)(near).reshape(4, total)
-    slopes = ((8 * (f[2] - f[1]) - (f[3] - f[0])) / (12 * H)).split([len(unit) for unit in units.values()])
-    return {
-        name: slope if name in few else slope.reshape(theta[name].shape)
-        for name, slope in zip(theta, slopes, strict=True)
-    }
-
-
-def along(gradient, reference):
-    """A gradient in the directions in which ``reference``, from ``central_differences``, was taken."""
-    assert gradient.keys() == reference.keys()
-    return {
-        name: g if g.shape == reference[name].shape else directions(g.numel()) @ g.flatten()
-        for name, g in gradient.items()
-    }
-
-
 def error(gradient, reference):
-    """The largest relative error ‖g − r‖ / ‖r‖ of a parameter tensor, so that no small one hides behind a large one.
+    """The largest relative error of a parameter tensor.
 
     The bias of a linear layer that is normalised next has gradient 0, since the mean takes it away again; so has its
     learned rate. There the gradient is held against the size of the others.
     """
-    gradient = along(gradient, reference)
-    size, errors = max(r.norm() for r in reference.values()), []
-    for name, r in reference.items():
-        g, layer = gradient[name], name.removeprefix(RATE).removeprefix("linear").removesuffix(".bias")
-        assert g.shape == r.shape and g.isfinite().all()
-        if f"norm{layer}.shift" in reference:
-            assert r.norm() <= 1e-6 * size
-            errors.append((g.norm() / size).item())
-        else:
-            assert r.norm() > 1e-6 * size, f"the gradient of {name} vanishes: a relative error would mean nothing"
-            errors.append(((g - r).norm() / r.norm()).item())
-    return max(errors)
+
+    def layer(name):
+        return name.removeprefix(RATE).removeprefix("linear").removesuffix(".bias")
+
+    return differences.error(
+        gradient, reference, {name for name in reference if f"norm{layer(name)}.shift" in reference}
+    )
 
 
 # ---------------------------------------- central differences

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_metagradients import central_differences, error, objective
 from torch.utils._pytree import tree_map
 
 from helpers import losses
+from helpers.differences import central_differences, error, objective
 from helpers.experiments import ml3, ml3_control
 from helpers.learners import LossDescent
 from helpers.losses import LOSS

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from refusals import refused
-from test_metagradients import central_differences, error
 from torch.func import grad
 
 from helpers import training
+from helpers.differences import central_differences, error
 from helpers.experiments import ml3_modelfree
 from helpers.experiments.ml3_modelfree import Experience, ModelFree, advantages, as_gymnasium, log_probability, sample
 from helpers.models import stacked

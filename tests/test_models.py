@@ -7,10 +7,11 @@ from functools import partial
 
 import pytest
 import torch
-from test_metagradients import central_differences, error, objective
+from test_metagradients import error
 from torch.nn import functional
 
 from helpers import losses
+from helpers.differences import central_differences, objective
 from helpers.learners import GradientDescent
 from helpers.metagradients import maml
 from helpers.models import EPSILON, MLP, ConvNet, DeepSets, normalize, patches

@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 import torch
 from refusals import refused
-from test_metagradients import FAMILIES, Family, case, central_differences, error, objective, plain_loop
+from test_metagradients import FAMILIES, Family, case, error, plain_loop
 from torch.nn import functional
 
 from helpers import losses
+from helpers.differences import central_differences, objective
 from helpers.learners import HessianFree, Proximal
 from helpers.metagradients import fomaml, imaml, maml
 from helpers.models import EPSILON, ConvNet

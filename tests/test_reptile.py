@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from refusals import refused
-from test_metagradients import FAMILIES, TASKS, case, central_differences, error
+from test_metagradients import FAMILIES, TASKS, case, error
 from torch.func import grad, vmap
 
 from helpers import losses, training
+from helpers.differences import central_differences
 from helpers.learners import CARRIED, MinibatchAdam, MinibatchDescent
 from helpers.metagradients import combination, fomaml, maml, reptile
 from helpers.models import MLP, ConvNet

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from test_metagradients import central_differences, error, objective
 from torch.nn import functional
 
 from helpers import losses
+from helpers.differences import central_differences, error, objective
 from helpers.learners import GradientDescent
 from helpers.losses import label_proportions, mixture
 from helpers.metagradients import maml

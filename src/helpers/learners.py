@@ -1,9 +1,14 @@
-"""The learner: how meta-parameters and a support set become task parameters, ``φ = adapt(θ, support)``."""
+"""The learner: how meta-parameters and a support set become task parameters, ``φ = adapt(θ, support)``.
+
+Any estimator meets any learner: the result is right, or refused in one sentence. A learner honours each of its
+attributes, or refuses it when it is made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +20,8 @@ from helpers.optimizers.recurrent import RULE, RecurrentRule
 from helpers.runtime import UserError
 from helpers.solvers import conjugate_gradient
 from helpers.tasks import Examples, Started, Tasks
+from helpers.types import Descent
+from helpers.validate import finite, one_of, positive, whole
 
 # Prefixes of what θ holds beside the initial parameters.
 RATE = "rate:"  # a learned inner rate
@@ -29,8 +36,13 @@ def detached(params: Params) -> Params:
     return {name: value.detach() for name, value in params.items()}
 
 
+def own(params: Params) -> Params:
+    """The model's own parameters: without learned rates, an optimiser's memory and the like."""
+    return {name: value for name, value in params.items() if not name.startswith(PREFIXES)}
+
+
 @dataclass(frozen=True)
-class GradientDescent:
+class GradientDescent(Descent):
     """Gradient descent on the support loss from θ: the learner of MAML, first-order MAML and Meta-SGD.
 
     Everything here concerns one task; an estimator maps it over a batch of tasks with ``vmap``.
@@ -42,11 +54,15 @@ class GradientDescent:
         rate: the inner rate α, on ``loss`` as it is (for a mean loss, no factor N); of learned rates the initial value.
         steps: number of inner steps.
         learn_rates: one learned inner rate a parameter, kept in θ under ``rate:NAME`` (Meta-SGD, Li et al. 2017).
-        first_order: treat the inner gradients as constants, ∂φ/∂θ ≈ I.
+        first_order: treat the inner gradients as constants, ∂φ/∂θ ≈ I. They still change with what θ holds beside the
+            initial parameters, such as a learned loss, and with the θ in a pull.
         outer_loss: the loss on the query set, where it differs.
         query_sets: the query set comes as so many sets that are classified apart, its examples of a class dealt out to
             them in order; the outer loss is their mean. With normalisation by batch statistics this is not the same as
             one large set: training then sees queries in sets as small as those of the test.
+
+    Raises:
+        UserError: for a negative rate or number of steps, or fewer than one query set.
 
     Source: Finn, Abbeel and Levine (2017), algorithm 1, line 6.
     """
@@ -60,6 +76,14 @@ class GradientDescent:
     outer_loss: Callable[[Tensor, Tensor], Tensor] | None = None
     query_sets: int = 1
 
+    steps_optional: ClassVar[bool] = False  # whether ``steps`` may be None
+
+    def __post_init__(self) -> None:
+        positive(self.rate, "inner rate", zero=True)
+        if self.steps is not None or not self.steps_optional:
+            whole(self.steps, "number of inner steps", least=0)
+        whole(self.query_sets, "number of query sets")
+
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh meta-parameters θ: the model's and, with ``learn_rates``, one rate beside each adapted entry."""
         theta = self.model.init(generator, dtype)
@@ -70,62 +94,53 @@ class GradientDescent:
 
     def start(self, theta: Params) -> Params:
         """The model's parameters before adaptation: θ without the learned rates and the like."""
-        return {name: value for name, value in theta.items() if not name.startswith(PREFIXES)}
+        return own(theta)
 
     def split(self, phi: Params) -> tuple[Params, Params]:
         """The adapted entries of ``phi``, and the others."""
         moving = {n: v for n, v in phi.items() if not n.startswith(PREFIXES) and self.model.adapts(n)}
         return moving, {name: value for name, value in phi.items() if name not in moving}
 
+    def outputs(self, phi: Params, x: Tensor) -> Tensor:
+        """What the model gives for inputs ``x``; it sees its own entries of φ alone.
+
+        Raises:
+            UserError: if the model asks for a parameter that φ lacks.
+        """
+        try:
+            return self.model(own(phi), x)
+        except KeyError as missing:
+            raise UserError(f"the model asks for a parameter {missing} that neither θ nor the task gives") from missing
+
+    def _moving(self, phi: Params) -> tuple[Params, Params]:
+        """As :meth:`split`, for an inner loop that has something to do."""
+        moving, fixed = self.split(phi)
+        if not moving:
+            raise UserError("there is nothing to adapt: neither θ nor the task gives a parameter that the model adapts")
+        return moving, fixed
+
     def support_gradient(self, phi: Params, support: Examples) -> Params:
         """Gradient of the support loss with respect to the adapted parameters of ``phi``."""
-        moving, fixed = self.split(phi)
-        return grad(lambda p: self.loss(self.model(p | fixed, support.x), support.y))(moving)
+        moving, fixed = self._moving(phi)
+        return grad(lambda p: self.loss(self.outputs(p | fixed, support.x), support.y))(moving)
 
     def inner_gradient(self, theta: Params, phi: Params, support: Examples) -> Params:
         """What an inner step descends, by the adapted parameters: here the support loss."""
         return self.support_gradient(phi, support)
 
-    def step(self, theta: Params, phi: Params, support: Examples) -> Params:
-        """One inner step, φ ← φ − α ∇L(φ; support)."""
-        gradient = self.inner_gradient(theta, detached(phi) if self.first_order else phi, support)
+    def move(self, theta: Params, phi: Params, gradient: Params) -> Params:
+        """φ ← φ − α ∇, with learned rates entry by entry."""
         return phi | {name: phi[name] - theta.get(RATE + name, self.rate) * g for name, g in gradient.items()}
-
-    def adapt(self, theta: Params, support: Examples, steps: int | None = None, start: Params | None = None) -> Params:
-        """Task parameters φ after ``steps`` (by default ``self.steps``) inner steps.
-
-        Args:
-            theta: meta-parameters; every value without a task axis.
-            support: one task's examples, ``x`` ``[n, ...]`` and ``y`` ``[n, ...]``.
-            start: where to begin; by default at θ's own parameters.
-
-        Returns:
-            φ, differentiable with respect to θ.
-        """
-        phi = self.start(theta) if start is None else start
-        for _ in range(self.steps if steps is None else steps):
-            phi = self.step(theta, phi, support)
-        return phi
 
     def query_loss(self, phi: Params, query: Examples) -> Tensor:
         """The outer loss of task parameters φ on the query set."""
         loss = self.outer_loss or self.loss
         if self.query_sets == 1:
-            return loss(self.model(phi, query.x), query.y)
+            return loss(self.outputs(phi, query.x), query.y)
+        if len(query.x) % self.query_sets:
+            raise UserError(f"{len(query.x)} query examples cannot be dealt out to {self.query_sets} equal sets")
         x, y = (t.unflatten(0, (-1, self.query_sets)) for t in query)
-        return vmap(lambda x, y: loss(self.model(phi, x), y), in_dims=1)(x, y).mean()
-
-    def task_loss(self, theta: Params, task: Tasks) -> Tensor:
-        """Query loss after adaptation: the summand of the meta-objective, a scalar for one task."""
-        return self.query_loss(self.adapt(theta, task.support, start=self.begin(theta, task)), task.query)
-
-    def begin(self, theta: Params, task: Tasks) -> Params:
-        """Where the inner loop begins on a task: for this learner it is the same for all."""
-        return self.start(theta)
-
-    def with_(self, **changes) -> GradientDescent:
-        """A copy with some attributes changed, such as ``steps=10``."""
-        return replace(self, **changes)
+        return vmap(lambda x, y: loss(self.outputs(phi, x), y), in_dims=1)(x, y).mean()
 
 
 @dataclass(frozen=True)
@@ -133,17 +148,28 @@ class MinibatchDescent(GradientDescent):
     """Gradient descent in which every inner step sees a minibatch of its own: stochastic gradient descent.
 
     The support set is given as a sequence of minibatches, ``x`` ``[steps, batch, ...]``, as
-    :func:`~helpers.tasks.minibatches` draws them, and all of them are used unless ``steps`` is given.
+    :func:`~helpers.tasks.minibatches` draws them.
+
+    Attributes:
+        steps: use the first so many minibatches; by default all of them.
 
     Source: Nichol, Achiam and Schulman (2018), algorithm 1, with SGD inside.
     """
 
-    def adapt(self, theta: Params, support: Examples, steps: int | None = None, start: Params | None = None) -> Params:
-        """Task parameters φ after one step on each minibatch."""
-        phi = self.start(theta) if start is None else start
-        for batch in range(len(support.x) if steps is None else steps):
-            phi = self.step(theta, phi, Examples(support.x[batch], support.y[batch]))
-        return phi
+    steps: int | None = None
+
+    steps_optional: ClassVar[bool] = True
+
+    def per_step(self, support: Examples, steps: int | None = None) -> list[Examples]:
+        """The minibatches, one for each step.
+
+        Raises:
+            UserError: if there are fewer than ``steps``.
+        """
+        steps, given = self.steps if steps is None else steps, len(support.x)
+        if steps is not None and steps > given:
+            raise UserError(f"{steps} inner steps need as many minibatches, not {given}: draw more or take fewer steps")
+        return [Examples(support.x[batch], support.y[batch]) for batch in range(given if steps is None else steps)]
 
 
 @dataclass(frozen=True)
@@ -153,12 +179,19 @@ class MinibatchAdam(MinibatchDescent):
     φ holds, beside the parameters, what Adam remembers: ``carried:square:NAME``, the running mean of the squared
     gradients, and ``carried:count``, the number of steps so far. With ``carry`` they belong to θ: a task begins with
     what the tasks before it left, in training and in evaluation alike, since the official code never resets its
-    optimiser. Without, every task begins with an empty memory, and Adam's first step is ±``rate`` in every coordinate.
+    optimiser. Without, every task begins with an empty memory, and Adam's first step is ±``rate`` in every coordinate
+    whose gradient is far above 3e-7 (see ``epsilon``).
 
     Attributes:
         decay: of the running mean, β₂. β₁ is 0.
-        epsilon: added to the root of the squares.
-        carry: hand the memory on from task to task.
+        epsilon: added to the root of the squares *before* the bias of their mean is corrected: the ε̂ of Kingma and Ba
+            (2015), the remark at the end of section 2 before 2.1, and of TensorFlow. In their algorithm 1, and in
+            ``torch.optim.Adam``, it is added after, so that ε̂ acts as an ε of ε̂ / √(1 − β₂ᵗ), at the first step 32
+            times as large. It matters for gradients below 1e-5, where a first step is 3 % shorter; at 1e-6, 24 %.
+        carry: hand the memory on from task to task; :func:`~helpers.metagradients.reptile` alone does that.
+
+    Raises:
+        UserError: for ``learn_rates``, which Adam's step has no place for, or a decay outside [0, 1).
 
     Source: Nichol, Achiam and Schulman (2018), section 6 ("Adam with β₁ = 0") and ``reptile.py`` of the official code.
     """
@@ -166,6 +199,14 @@ class MinibatchAdam(MinibatchDescent):
     decay: float = 0.999
     epsilon: float = 1e-8
     carry: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.learn_rates:
+            raise UserError("MinibatchAdam has no learned rates: leave learn_rates off, or use MinibatchDescent")
+        positive(self.epsilon, "epsilon of Adam")
+        if not isinstance(self.decay, Tensor) and not 0 <= positive(self.decay, "decay of Adam", zero=True) < 1:
+            raise UserError(f"the decay of Adam must be at least 0 and less than 1, not {self.decay}")
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh meta-parameters θ, with an empty memory where it is carried."""
@@ -183,15 +224,19 @@ class MinibatchAdam(MinibatchDescent):
         memory = {f"{CARRIED}square:{name}": torch.zeros_like(value) for name, value in moving.items()}
         return memory | {f"{CARRIED}count": next(iter(theta.values())).new_zeros(())}
 
-    def step(self, theta: Params, phi: Params, support: Examples) -> Params:
-        """One step of Adam with β₁ = 0 (Kingma and Ba 2015, algorithm 1)."""
+    def move(self, theta: Params, phi: Params, gradient: Params) -> Params:
+        """One step of Adam with β₁ = 0 (Kingma and Ba 2015, the last form of the update before section 2.1)."""
         count = phi[f"{CARRIED}count"] + 1
         rate = self.rate * (1 - self.decay**count).sqrt()
         new = {f"{CARRIED}count": count}
-        for name, g in self.support_gradient(phi, support).items():
+        for name, g in gradient.items():
             memory = f"{CARRIED}square:{name}"
-            new[memory] = self.decay * phi[memory] + (1 - self.decay) * g * g
-            new[name] = phi[name] - rate * g / (new[memory].sqrt() + self.epsilon)
+            square = new[memory] = self.decay * phi[memory] + (1 - self.decay) * g * g
+            # The root has no derivative at 0, where a gradient has always been 0; the step there is g / ε to first
+            # order, so the root counts for nothing in its derivative.
+            some = square > 0
+            root = torch.where(some, torch.where(some, square, 1).sqrt(), 0)
+            new[name] = phi[name] - rate * g / (root + self.epsilon)
         return phi | new
 
 
@@ -205,32 +250,30 @@ class Proximal(GradientDescent):
             parameter tensor) or ``"diagonal"`` (one for each coordinate), all as log λ, so that they stay positive; or
             ``"matrix"``, a full Λ = A Aᵀ over all adapted coordinates, for small problems.
 
+    Raises:
+        UserError: for an unknown kind of ``learn_strength``, or a strength that is not positive and finite.
+
     Source: Rajeswaran, Finn, Kakade and Levine (2019), equation 3; section 3 proposes the matrix.
     """
 
     strength: float = 1.0
     learn_strength: str | None = None
 
-    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """Fresh meta-parameters θ, with Λ where it is learned.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self.strength, "proximal strength, on which an implicit gradient rests,")
+        one_of(self.learn_strength, "learn_strength", (None, "scalar", "layer", "diagonal", "matrix"))
 
-        Raises:
-            UserError: for an unknown kind of ``learn_strength``, or a strength that is not positive.
-        """
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh meta-parameters θ, with Λ where it is learned."""
         theta = super().init(generator, dtype)
         return theta | self._initial_strength(theta)
 
     def _initial_strength(self, theta: Params) -> Params:
-        moving, _ = self.split(theta)
-        if self.strength <= 0:
-            raise UserError(
-                f"the proximal strength must be positive, not {self.strength}: an implicit gradient needs it"
-            )
+        moving, _ = self._moving(theta)
         like = next(iter(moving.values()))
         log = torch.full((), self.strength, dtype=like.dtype, device=like.device).log()
         match self.learn_strength:
-            case None:
-                return {}
             case "scalar":
                 return {STRENGTH: log}
             case "layer":
@@ -240,10 +283,7 @@ class Proximal(GradientDescent):
             case "matrix":
                 size = sum(value.numel() for value in moving.values())
                 return {STRENGTH: self.strength**0.5 * torch.eye(size, dtype=like.dtype, device=like.device)}
-        raise UserError(
-            f"there is no proximal strength of the kind {self.learn_strength!r}: "
-            "use scalar, layer, diagonal or matrix, or None for a fixed one"
-        )
+        return {}
 
     def pull(self, theta: Params, delta: Params) -> Params:
         """Λ δ for a difference δ = φ − θ of adapted parameters."""
@@ -268,7 +308,7 @@ class Proximal(GradientDescent):
         moving, _ = self.split(phi)
         delta = {name: value - theta[name] for name, value in moving.items()}
         pull = sum((delta[name] * value).sum() for name, value in self.pull(theta, delta).items())
-        return self.loss(self.model(phi, support.x), support.y) + pull / 2
+        return self.loss(self.outputs(phi, support.x), support.y) + pull / 2
 
 
 @dataclass(frozen=True)
@@ -278,12 +318,16 @@ class HessianFree(Proximal):
     Each of the ``steps`` solves (∇²L(φ) + Λ) d = −∇ by conjugate gradients with Hessian-vector products and goes along
     d by the best of a few lengths, 0 among them, so that the objective never grows. Where the curvature along a search
     direction is not positive, the direction found so far is used, or minus ``rate`` times the gradient if there is none
-    yet. ``learn_rates`` has no meaning here.
+    yet.
 
     Attributes:
         solver_steps: conjugate-gradient steps of one Newton step.
         damping: added to the curvature for the direction alone (Levenberg and Marquardt), never to the objective.
         lengths: step lengths that are tried.
+
+    Raises:
+        UserError: for ``learn_rates``, which have no meaning here, and for ``first_order``, since a Newton step is
+            more than an inner gradient.
 
     Source: Rajeswaran, Finn, Kakade and Levine (2019), section 4, "Hessian-free"; Martens (2010); Nocedal and Wright
     (2006), algorithm 7.1. No public code of it exists.
@@ -293,9 +337,20 @@ class HessianFree(Proximal):
     damping: float = 0.0
     lengths: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.learn_rates or self.first_order:
+            raise UserError("HessianFree has neither learned rates nor a first-order form: use Proximal for them")
+        whole(self.solver_steps, "number of conjugate-gradient steps")
+        positive(self.damping, "damping", zero=True)
+        if not self.lengths:
+            raise UserError("HessianFree needs at least one step length to try")
+        for length in self.lengths:
+            finite(length, "step length")
+
     def step(self, theta: Params, phi: Params, support: Examples) -> Params:
         """One truncated Newton step."""
-        moving, fixed = self.split(phi)
+        moving, fixed = self._moving(phi)
         gradient, curvature = vjp(lambda p: self.inner_gradient(theta, p | fixed, support), moving)
         batch = {name: -g[None] for name, g in gradient.items()}  # the solver wants an axis of problems
 
@@ -331,6 +386,9 @@ class LearnedDescent(GradientDescent):
         learn_fixed: what the inner loop leaves alone (``model.adapts``), such as the choice of an architecture, belongs
             to θ also where the start does not.
 
+    Raises:
+        UserError: for ``learn_rates`` beside a rule, which goes at no rate, or without a start in θ to belong to.
+
     Source: Bechtle et al. (2020), algorithm 1; Andrychowicz et al. (2016), equation 3; Finn et al. (2017), algorithm 1.
     """
 
@@ -339,6 +397,11 @@ class LearnedDescent(GradientDescent):
     learn_start: bool = False
     rule: RecurrentRule | None = None
     learn_fixed: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.learn_rates and (self.rule or not self.learn_start):
+            raise UserError("learn_rates belong to a learned start without a rule: set learn_start, and leave rule out")
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh θ: the parameters of the loss and of the rule, the first parameters, or those that stay."""
@@ -353,20 +416,19 @@ class LearnedDescent(GradientDescent):
 
     def inner_gradient(self, theta: Params, phi: Params, support: Examples) -> Params:
         """Gradient of the inner loss by the adapted parameters, transformed."""
-        moving, fixed = self.split(phi)
+        moving, fixed = self._moving(phi)
 
         def loss(moving: Params) -> Tensor:
-            outputs = self.model(moving | fixed, support.x)
+            outputs = self.outputs(moving | fixed, support.x)
             return self.learned(theta, support.x, outputs, support.y) if self.learned else self.loss(outputs, support.y)
 
         gradient = grad(loss)(moving)
         return self.transform(gradient) if self.transform else gradient
 
-    def step(self, theta: Params, phi: Params, support: Examples) -> Params:
+    def move(self, theta: Params, phi: Params, gradient: Params) -> Params:
         """One inner step, by the rule if there is one; what it remembers of each coordinate is kept in φ."""
         if self.rule is None:
-            return super().step(theta, phi, support)
-        gradient = self.inner_gradient(theta, detached(phi) if self.first_order else phi, support)
+            return super().move(theta, phi, gradient)
         together = torch.cat([g.flatten() for g in gradient.values()])  # the rule is the same for all coordinates
         update, memory = self.rule(theta, together, phi[STATE] if STATE in phi else self.rule.empty(together))
         parts = update.split([g.numel() for g in gradient.values()])
@@ -374,8 +436,15 @@ class LearnedDescent(GradientDescent):
         return phi | {STATE: memory} | {name: phi[name] + part.view_as(phi[name]) for name, part in moved}
 
     def begin(self, theta: Params, task: Tasks | Started) -> Params:
-        """The start that the task gives, with all that θ knows better."""
-        return getattr(task, "start", {}) | self.start(theta)
+        """The start that the task gives, with all that θ knows better.
+
+        Raises:
+            UserError: if neither gives one.
+        """
+        phi = getattr(task, "start", {}) | self.start(theta)
+        if not self.split(phi)[0]:
+            raise UserError("no start is learned, so the tasks must give one: make them with helpers.learners.started")
+        return phi
 
 
 @dataclass(frozen=True)
@@ -389,6 +458,7 @@ class LossDescent(LearnedDescent):
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.learned is None:
             raise UserError("LossDescent needs a loss to descend: pass learned=LearnedLoss(...)")
 

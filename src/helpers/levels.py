@@ -17,33 +17,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from helpers.learners import detached
 from helpers.metagradients import maml
 from helpers.models import Params
 from helpers.runtime import UserError
 from helpers.tasks import Tasks
-
-
-class Learner(Protocol):
-    """What a floor needs of the one below."""
-
-    steps: int
-
-    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params: ...
-
-    def task_loss(self, theta: Params, task: Any) -> Tensor: ...
+from helpers.types import Descent, Learner
+from helpers.validate import positive, whole
 
 
 @dataclass(frozen=True)
-class Meta:
+class Meta(Descent):
     """Gradient descent on the meta-objective of another learner: a few steps of meta-training, differentiable.
 
     Everything here concerns one family; an estimator maps it over a batch of families with ``vmap``. What is adapted
@@ -59,7 +49,7 @@ class Meta:
             those of the floor below.
 
     Raises:
-        UserError: for a negative number of steps or fewer than one batch.
+        UserError: for a negative rate or number of steps, fewer than one batch, or an ``inner`` that is no learner.
 
     Source: Finn, Abbeel and Levine (2017), algorithm 1, is one step of it; to differentiate through the steps is the
     book's own extension.
@@ -72,10 +62,11 @@ class Meta:
     first_order: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batches < 1:
-            raise UserError(
-                f"meta-training needs at least 0 steps and 1 batch of tasks, not {self.steps} and {self.batches}"
-            )
+        if not isinstance(self.inner, Learner):
+            raise UserError(f"the inner learner of Meta must have init and task_loss, {self.inner!r} has not")
+        positive(self.rate, "rate of meta-training", zero=True)
+        whole(self.steps, "number of steps of meta-training", least=0)
+        whole(self.batches, "number of batches")
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh meta-parameters: those of the floor below."""
@@ -84,6 +75,10 @@ class Meta:
     def start(self, theta: Params) -> Params:
         """Where meta-training begins: at θ itself."""
         return theta
+
+    def split(self, phi: Params) -> tuple[Params, Params]:
+        """All of φ is adapted."""
+        return phi, {}
 
     def batch(self, support: Tasks, number: int) -> Tasks:
         """The support tasks that step ``number``, counted from 0, sees.
@@ -110,38 +105,25 @@ class Meta:
         gradient, _ = maml(self.inner, phi, support)
         return gradient
 
-    def step(self, theta: Params, phi: Params, support: Tasks, number: int = 0) -> Params:
-        """Step ``number`` of meta-training, φ ← φ − β ∇J(φ; batch of support tasks)."""
-        gradient = self.support_gradient(detached(phi) if self.first_order else phi, self.batch(support, number))
+    def inner_gradient(self, theta: Params, phi: Params, support: Tasks) -> Params:
+        """What a step descends: the meta-objective of the floor below."""
+        return self.support_gradient(phi, support)
+
+    def move(self, theta: Params, phi: Params, gradient: Params) -> Params:
+        """φ ← φ − β ∇."""
         return {name: value - self.rate * gradient[name] for name, value in phi.items()}
 
-    def adapt(self, theta: Params, support: Tasks, steps: int | None = None, start: Params | None = None) -> Params:
-        """Meta-parameters φ for one family after ``steps`` (by default ``self.steps``) steps of meta-training.
+    def per_step(self, support: Tasks, steps: int | None = None) -> list[Tasks]:
+        """The batch of tasks that each step sees."""
+        return [self.batch(support, number) for number in range(self.steps if steps is None else steps)]
 
-        Args:
-            theta: meta-parameters; every value without a family axis.
-            support: a batch of tasks of the family, every tensor ``[tasks, ...]``.
-            start: where to begin; by default at θ.
-
-        Returns:
-            φ, differentiable with respect to θ.
-        """
-        phi = self.start(theta) if start is None else start
-        for number in range(self.steps if steps is None else steps):
-            phi = self.step(theta, phi, support, number)
-        return phi
+    def step(self, theta: Params, phi: Params, support: Tasks, number: int | None = None) -> Params:
+        """One step of meta-training, φ ← φ − β ∇J(φ), on all support tasks, or on the batch of step ``number``."""
+        return super().step(theta, phi, support if number is None else self.batch(support, number))
 
     def query_loss(self, phi: Params, query: Tasks) -> Tensor:
         """The meta-objective of φ on the family's query tasks: their mean query loss after the inner adaptation."""
         return vmap(self.inner.task_loss, in_dims=(None, 0))(phi, query).mean()
-
-    def task_loss(self, theta: Params, task: Tasks) -> Tensor:
-        """Meta-objective on the query tasks after meta-training on the support tasks, a scalar for one family."""
-        return self.query_loss(self.adapt(theta, task.support), task.query)
-
-    def with_(self, **changes) -> Meta:
-        """A copy with some attributes changed, such as ``steps=10``."""
-        return replace(self, **changes)
 
 
 def evaluations(learner: Learner, sizes: Sequence[tuple[int, int]] = (), order: int = 1) -> Counter[int]:
@@ -164,7 +146,7 @@ def evaluations(learner: Learner, sizes: Sequence[tuple[int, int]] = (), order: 
         Numbers by order, for one task of the learner; multiply by the size of the batch.
 
     Raises:
-        UserError: if ``sizes`` are not as many as there are ``Meta`` learners.
+        UserError: if ``sizes`` are not as many as there are ``Meta`` learners, or a learner has no number of steps.
     """
     if isinstance(learner, Meta):
         if not sizes:
@@ -177,6 +159,7 @@ def evaluations(learner: Learner, sizes: Sequence[tuple[int, int]] = (), order: 
         )
     if sizes:
         raise UserError("evaluations needs (tasks of a step, query tasks) for every Meta: too many sizes")
-    own = Counter({(1 if getattr(learner, "first_order", False) else order + 1): learner.steps})
+    steps = whole(getattr(learner, "steps", None), "number of inner steps", least=0)
+    own = Counter({(1 if getattr(learner, "first_order", False) else order + 1): steps})
     own[order] += 1
     return Counter({d: n for d, n in own.items() if n})

@@ -99,6 +99,8 @@ class MinibatchLossDescent(LossDescent, MinibatchDescent):
     The support set is given as a sequence of minibatches, as for :class:`~helpers.learners.MinibatchDescent`.
     """
 
+    steps: int | None = None
+
 
 @dataclass(frozen=True)
 class Digits(Recorded):

@@ -162,7 +162,7 @@ def _outcome(learner: MinibatchDescent, phi: Params, tasks: Tasks) -> Tensor:
     def one(phi: Params, task: Tasks) -> Tensor:
         apart = evaluation.one_by_one(learner, phi, *task)
         # The official code's transductive batch holds the support set too.
-        together = learner.model(phi, torch.cat([task.support.x, task.query.x]))[len(task.support.x) :]
+        together = learner.outputs(phi, torch.cat([task.support.x, task.query.x]))[len(task.support.x) :]
         return torch.stack([losses.accuracy(outputs, task.query.y) for outputs in (apart, together)])
 
     return vmap(one)(phi, tasks).T
