@@ -86,7 +86,8 @@ def central_differences(function, theta, everywhere=False):
     fifth derivative, and rounding of order 1e-16 / h = 1e-11 of the function's value; measured, the errors below are at
     most 5e-8. A ReLU kink between θ − 2h and θ + 2h would show as an error of order 1 or 1/h in a coordinate: as a
     failure, never as a pass. The seeds of these tests are such that there is none: a few hundred activations of order 1
-    have a chance of 1e-5 each to lie that close to 0, and the draws do not depend on the machine.
+    have a chance of 1e-5 each to lie that close to 0, and the draws depend neither on the machine
+    nor on the version of PyTorch.
     """
     few = {name for name, value in theta.items() if value.numel() > DIRECTIONS and not everywhere}
     units = {
@@ -143,7 +144,8 @@ def error(gradient, reference):
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maml_is_the_gradient_of_the_meta_objective(family, steps, learn_rates):
-    learner, theta, tasks = case(family, steps, learn_rates)
+    # With seed 0 a kink of mlp-norm lies within 2h; differences at h = 1e-6 agree there to 7e-9.
+    learner, theta, tasks = case(family, steps, learn_rates, seed=1 if family == "mlp-norm" else 0)
     gradient, values = maml(learner, theta, tasks)
     reference = central_differences(lambda t: objective(learner, t, tasks), theta, everywhere=family == "mlp")
     assert error(gradient, reference) <= 1e-6
