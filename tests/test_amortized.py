@@ -131,6 +131,15 @@ def test_helpers_of_distances_and_labels():
     torch.testing.assert_close(squared_distances(a, b), torch.cdist(a, b).square(), rtol=1e-4, atol=1e-4)
     assert one_hot(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
     assert "ways" in refused(lambda: Prototypes(AsItIs()))
+    assert "ways" in refused(lambda: Prototypes(AsItIs(), ways=2.5)) and "ways" in refused(
+        lambda: Neighbours(AsItIs(), -1)
+    )
+    for name in ("width", "hidden"):
+        assert name in refused(lambda name=name: Recurrent(AsItIs(), **{name: 0}))
+    assert all("sharpness" in refused(lambda s=s: Neighbours(AsItIs(), sharpness=s)) for s in (0, -1.0, math.nan))
+    learner = Recurrent(AsItIs(), width=3)
+    examples = Examples(torch.zeros(4, 2), torch.zeros(4, 1))
+    assert "give width=2" in refused(lambda: learner.adapt(learner.init(generator(0)), examples))
 
 
 # ---------------------------------------- learned rules

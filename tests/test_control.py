@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from refusals import refused
-from torch.func import grad, vmap
+from torch.func import grad, hessian, jacrev, vmap
 
 from helpers.models import MLP
 from helpers.runtime import generator
-from helpers.tasks.control import MountainCar, PointMass, Reacher, Trajectory, random_rollouts, rollout
+from helpers.tasks.control import MountainCar, PointMass, Reacher, Trajectory, _length, random_rollouts, rollout
 
 ENVIRONMENTS = [MountainCar(), PointMass(), Reacher()]
 LIGHT = {"armature": 0.0, "damping": 0.001, "gear": 0.02}  # an arm whose joints feel each other
@@ -393,3 +393,17 @@ def test_bad_arguments_are_refused():
     short = Trajectory(torch.zeros(15, 2), torch.zeros(14, 1))
     assert "more than 15 states" in refused(lambda: car.loss(short, shaped=True))
     assert "no intermediate goal" in refused(lambda: MountainCar.gymnasium().loss(short, shaped=True))
+
+
+def test_a_length_of_zero_has_derivatives_zero_of_every_order():
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    x[1] = torch.tensor([3.0, 4.0])
+    assert _length(x).tolist() == [0, 5, 0]
+    function = _length
+    for _ in range(4):
+        function = jacrev(function)
+        derivative = function(x[0])
+        assert torch.equal(derivative, torch.zeros_like(derivative)) and function(x[1]).abs().max() > 0
+    assert torch.equal(hessian(_length)(x[0]), torch.zeros(2, 2, dtype=torch.float64))
+    away = x[1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(_length, (away,)) and torch.autograd.gradgradcheck(_length, (away,))

@@ -243,7 +243,8 @@ def test_hessian_free_never_raises_the_objective_and_gets_there_first():
     for _ in range(6):
         values.append(learner.inner_objective(theta, phi, support))
         phi = learner.step(theta, phi, support)
-    assert all(after <= before for before, after in zip(values, values[1:], strict=False))
+    rounding = torch.finfo(torch.float64).eps * values[0]  # of the value, once the minimum is reached
+    assert all(after <= before + rounding for before, after in zip(values, values[1:], strict=False))
     descent = Proximal(learner.model, learner.loss, 0.02, 6, strength=20.0).adapt(theta, support)
     assert learner.inner_objective(theta, phi, support) < learner.inner_objective(theta, descent, support)
 

@@ -83,7 +83,8 @@ def error(gradient, reference):
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maml_is_the_gradient_of_the_meta_objective(family, steps, learn_rates):
-    learner, theta, tasks = case(family, steps, learn_rates)
+    # With seed 0 a kink of mlp-norm lies within 2h; differences at h = 1e-6 agree there to 7e-9.
+    learner, theta, tasks = case(family, steps, learn_rates, seed=1 if family == "mlp-norm" else 0)
     gradient, values = maml(learner, theta, tasks)
     reference = central_differences(lambda t: objective(learner, t, tasks), theta, everywhere=family == "mlp")
     assert error(gradient, reference) <= 1e-6

@@ -7,15 +7,18 @@ from functools import partial
 
 import pytest
 import torch
+from refusals import refused
 from test_metagradients import error
 from torch.nn import functional
 
 from helpers import losses
+from helpers.architectures import MixedConvNet, MixedMLP
 from helpers.differences import central_differences, objective
 from helpers.learners import GradientDescent
 from helpers.metagradients import maml
-from helpers.models import EPSILON, MLP, ConvNet, DeepSets, normalize, patches
+from helpers.models import EPSILON, MLP, ConvNet, DeepSets, WideResNet, layer_norm, normalize, patches
 from helpers.runtime import UserError, generator
+from helpers.sequence import Seq2Seq, greedy
 from helpers.tasks import Examples, Tasks
 
 MODELS = {
@@ -245,3 +248,83 @@ def test_the_meta_gradient_of_a_tagger(model, draw):
     gradient, _ = maml(learner, theta, tasks)
     assert error(gradient, central_differences(lambda t: objective(learner, t, tasks), theta)) <= 1e-6
     assert error(gradient, maml(learner.with_(first_order=True), theta, tasks)[0]) > 1e-3
+
+
+# ---------------------------------------- the last layer, and what is no network
+
+
+@pytest.mark.parametrize(
+    "model, head",
+    [
+        (MLP((1, 4, 4, 1)), {"linear3.weight", "linear3.bias"}),
+        (MLP((1, 4, 1), bias=False), {"linear2.weight"}),
+        (ConvNet(3), {"head.weight", "head.bias"}),
+        (DeepSets(3), {"all.linear2.weight", "all.linear2.bias"}),
+        (WideResNet(10), {"head.weight", "head.bias"}),
+        (MixedMLP((1, 4, 1)), {"linear2.weight", "linear2.bias"}),
+        (MixedConvNet(3), {"head.weight", "head.bias"}),
+        (Seq2Seq(5, 4), {"head.weight", "head.bias"}),
+    ],
+)
+def test_every_model_names_its_last_layer(model, head):
+    assert {name for name in model.init(generator(0)) if name.startswith(model.head)} == head
+
+
+NO_NETWORK = {
+    "sizes of an MLP are the numbers": [lambda: MLP(5), lambda: MLP((5,)), lambda: MLP("12"), lambda: MixedMLP(5)],
+    "sizes of an MLP must be a whole number": [
+        lambda: MLP((1, -4, 1)), lambda: MLP((1, 0, 1)), lambda: MLP((1, 4.0, 1)), lambda: MixedMLP((1, True, 1)),
+    ],
+    "no activation 'gulu': use one of relu, tanh, elu, identity": [lambda: MLP((1, 4, 1), activation="gulu")],
+    "scale of an MLP": [lambda: MLP((1, 1), scale=-1), lambda: MLP((1, 1), scale=math.nan)],
+    "distribution of first weights 'he': use one of xavier": [lambda: MLP((1, 1), scale="he")],
+    "ways of a ConvNet": [lambda: ConvNet(0), lambda: ConvNet(-1), lambda: ConvNet(2.5), lambda: MixedConvNet(0)],
+    "filters of a ConvNet": [lambda: ConvNet(5, filters=0), lambda: MixedConvNet(5, filters=0)],
+    "blocks of a ConvNet": [lambda: ConvNet(5, blocks=0)],
+    "channels of a ConvNet": [lambda: ConvNet(5, channels=0)],
+    "size of a ConvNet": [lambda: ConvNet(5, size=0)],
+    "head_scale of a ConvNet": [lambda: ConvNet(5, head_scale=-1.0)],
+    "gain of a ConvNet": [lambda: ConvNet(5, gain=math.inf)],
+    "images of 3 x 3 pixels are too small for 4 blocks": [
+        lambda: ConvNet(5, size=3, flatten=True),
+        lambda: ConvNet(5)(ConvNet(5).init(generator(0)), torch.zeros(2, 1, 3, 3)),
+        lambda: MixedConvNet(5)({}, torch.zeros(2, 1, 3, 3)),
+    ],
+    "images of 0 x 0 pixels": [lambda: WideResNet(10)({}, torch.zeros(2, 3, 0, 0))],
+    "images of one size": [
+        lambda: ConvNet(5, flatten=True)(ConvNet(5, flatten=True).init(generator(0)), torch.zeros(2, 1, 40, 40))
+    ],
+    "inputs [n, 3], not [4, 2]": [
+        lambda: MLP((3, 1))({}, torch.zeros(4, 2)), lambda: MixedMLP((3, 1))({}, torch.zeros(4, 2)),
+    ],
+    "inputs [n, 3], not [3]": [lambda: MLP((3, 1))({}, torch.zeros(3))],
+    "particles [n, particles, 3], not [4, 3]": [lambda: DeepSets()({}, torch.zeros(4, 3))],
+    "ways of a network of sets": [lambda: DeepSets(0)],
+    "hidden units of a network of sets": [lambda: DeepSets(hidden=0.5)],
+    "width of a wide residual network": [lambda: WideResNet(width=1.5)],
+    "classes of a wide residual network": [lambda: WideResNet(classes=0)],
+    "tuple of names": [lambda: MixedMLP((1, 4, 1), activations="relu")],
+    "epsilon of a normalisation": [
+        lambda: normalize(torch.zeros(2, 3), epsilon=-1), lambda: layer_norm(torch.zeros(2, 3), epsilon=0),
+    ],
+    "vocabulary of a translating network": [lambda: Seq2Seq(5.5, 4)],
+    "number of tokens to write": [lambda: greedy(Seq2Seq(5, 4), {}, torch.zeros(2, 4, dtype=torch.int64), 0)],
+    "source of int64 [n, 4] tokens": [lambda: greedy(Seq2Seq(5, 4), {}, torch.zeros(2, 4), 3)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", NO_NETWORK)
+def test_what_is_no_network_is_refused(words):
+    for action in NO_NETWORK[words]:
+        assert words in refused(action)
+
+
+def test_the_smallest_images():
+    """The last of four blocks needs more than one pixel to halve: nine, or nine on one side."""
+    model = ConvNet(5, filters=2)
+    params = model.init(generator(0))
+    for shape in ((9, 9), (9, 1)):
+        assert model(params, torch.rand(2, 1, *shape)).isfinite().all()
+    assert "too small" in refused(lambda: model(params, torch.rand(2, 1, 8, 8)))
+    one = ConvNet(5, filters=2, blocks=1)
+    assert one(one.init(generator(0)), torch.rand(2, 1, 1, 1)).shape == (2, 5)

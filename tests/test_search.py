@@ -114,7 +114,7 @@ def test_probabilities_of_all_rules_of_depth_1_sum_to_1():
 
 def test_probability_does_not_depend_on_padding():
     words, controller, params = opinionated(3)
-    sequences = controller.sample(params, words, 30, generator(0))
+    sequences = controller.sample(params, words, 200, generator(0))
     together = controller.log_probabilities(params, encoded(words, sequences))
     assert len({len(sequence) for sequence in sequences}) > 3
     for i, sequence in enumerate(sequences):

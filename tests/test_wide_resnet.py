@@ -201,7 +201,7 @@ def test_depths_that_do_not_exist_are_refused(depth):
 
 
 def test_width_and_images_are_checked():
-    with pytest.raises(UserError, match="width of a wide residual network is at least 1, not 0"):
+    with pytest.raises(UserError, match="width of a wide residual network must be a whole number of at least 1, not 0"):
         WideResNet(width=0)
     with pytest.raises(UserError, match=r"this network takes images \[n, 3, height, width\], not \[2, 1, 8, 8\]"):
         WideResNet()(WideResNet().init(generator(0)), torch.zeros(2, 1, 8, 8))

@@ -19,6 +19,7 @@ from helpers.models import MLP, Model, Params, below
 from helpers.runtime import UserError
 from helpers.sequence import recurrence
 from helpers.tasks import Examples, Tasks
+from helpers.validate import positive, whole
 
 FEATURES, MEMORY, READER, HEAD = "features.", "memory", "reader.", "head."
 
@@ -44,6 +45,9 @@ class Amortized(ABC):
 
     features: Model
     ways: int = 0
+
+    def __post_init__(self) -> None:
+        whole(self.ways, "ways", least=0)
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -100,6 +104,11 @@ class Recurrent(Amortized):
     width: int = 40
     hidden: int = 64
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self.width, "width of what features give")
+        whole(self.hidden, "hidden units of a recurrent learner")
+
     @property
     def _head(self) -> MLP:
         return MLP((self.width + self.hidden, 64, self.ways or 1), scale=None)
@@ -119,6 +128,8 @@ class Recurrent(Amortized):
     def adapt(self, theta: Params, support: Examples) -> Params:
         """θ, and the state after the last example as ``memory`` ``[hidden]``."""
         seen = self.look(theta, support.x)
+        if seen.shape[-1] != self.width:
+            raise UserError(f"features give {seen.shape[-1]} numbers, so give width={seen.shape[-1]}, not {self.width}")
         read, gru = torch.cat([seen, self.targets(support.y, seen)], -1), below(theta, READER)
         inputs = (read @ gru["input.weight"] + gru["input.bias"])[:, None]
         states = recurrence(inputs, gru["hidden.weight"], gru["hidden.bias"], inputs.new_zeros(1, self.hidden))
@@ -142,6 +153,7 @@ class Prototypes(Amortized):
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.ways < 2:
             raise UserError("prototypes stand for classes: give ways, at least 2")
 
@@ -170,6 +182,11 @@ class Neighbours(Amortized):
     """
 
     sharpness: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sharpness != float("inf"):
+            positive(self.sharpness, "sharpness")
 
     def adapt(self, theta: Params, support: Examples) -> Params:
         """θ, the support set's features as ``memory`` ``[n, width]``, and its targets."""
@@ -203,3 +220,8 @@ class AsItIs:
     def adapts(self, name: str) -> bool:
         """There is nothing to adapt."""
         return False
+
+    @property
+    def head(self) -> str:
+        """It has no layer."""
+        return ""

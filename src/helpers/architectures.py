@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from helpers.models import MLP, ConvNet, Params, normalize
+from helpers.models import MLP, ConvNet, Params, _channels_last, _rows, normalize
 from helpers.operations import convolve
 from helpers.runtime import UserError
 
@@ -44,6 +44,10 @@ def _mixed(logits: Tensor, candidates: list[Tensor]) -> Tensor:
 
 
 def _check(activations: tuple[str, ...]) -> None:
+    if isinstance(activations, str):
+        raise UserError(
+            f"the activations to choose from are a tuple of names, such as ('relu', 'tanh'), not {activations!r}"
+        )
     unknown = [name for name in activations if name not in ACTIVATIONS]
     if unknown or not activations:
         what = f"{unknown[0]!r} is none" if unknown else "none was given"
@@ -63,7 +67,7 @@ class MixedMLP:
         scale: as in :class:`~helpers.models.MLP`.
 
     Raises:
-        UserError: for an activation that does not exist.
+        UserError: for an activation that does not exist, or numbers of which no network can be made.
 
     Source: Liu, Simonyan and Yang (2019), equation 2, with layers in place of the edges of a cell.
     """
@@ -74,6 +78,12 @@ class MixedMLP:
 
     def __post_init__(self) -> None:
         _check(self.activations)
+        _ = self._plain  # whose checks are this network's
+
+    @property
+    def head(self) -> str:
+        """The last linear map."""
+        return self._plain.head
 
     @property
     def _plain(self) -> MLP:
@@ -92,8 +102,12 @@ class MixedMLP:
         return params
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
-        """Map ``x`` ``[n, ...]`` (flattened to ``[n, sizes[0]]``) to ``[n, sizes[-1]]``."""
-        x, last = x.flatten(1), len(self.sizes) - 1
+        """Map ``x`` ``[n, ...]`` (flattened to ``[n, sizes[0]]``) to ``[n, sizes[-1]]``.
+
+        Raises:
+            UserError: if the inputs have another number of features.
+        """
+        x, last = _rows(x, self.sizes[0]), len(self.sizes) - 1
         for layer in range(1, last):
             after = x @ params[f"linear{layer}.weight"] + params[f"linear{layer}.bias"]
             candidates = [ACTIVATIONS[name](after) for name in self.activations]
@@ -121,7 +135,7 @@ class MixedConvNet:
         activations: names out of ``ACTIVATIONS``.
 
     Raises:
-        UserError: for an activation that does not exist.
+        UserError: for an activation that does not exist, or numbers of which no network can be made.
 
     Source: as :class:`MixedMLP`.
     """
@@ -133,6 +147,12 @@ class MixedConvNet:
 
     def __post_init__(self) -> None:
         _check(self.activations)
+        _ = self._plain  # whose checks are this network's
+
+    @property
+    def head(self) -> str:
+        """The linear map."""
+        return self._plain.head
 
     @property
     def _plain(self) -> ConvNet:
@@ -153,11 +173,9 @@ class MixedConvNet:
         """Map images ``x`` ``[n, 1, height, width]`` to logits ``[n, ways]``.
 
         Raises:
-            UserError: if there is not one channel.
+            UserError: if there is not one channel, or too few pixels.
         """
-        if x.dim() != 4 or x.shape[1] != 1:
-            raise UserError(f"this network takes images [n, 1, height, width], not {list(x.shape)}: reshape them")
-        x = x.movedim(1, -1)
+        x = _channels_last(x, 1, self.blocks)
         for layer in range(1, self.blocks + 1):
             after = normalize(convolve(x, params[f"conv{layer}.weight"]), params[f"norm{layer}.shift"])
             candidates = [ACTIVATIONS[name](after) for name in self.activations]

@@ -4,9 +4,16 @@ A model holds no tensors. ``model.init(generator)`` makes the parameters, a flat
 calling the model with any such dictionary evaluates the network there; an adapted copy is just another dictionary.
 
 Normalisation uses the statistics of the batch it is given, in training and in evaluation alike, as the official MAML
-code does, and is not PyTorch's. That is deliberate: under ``torch.func.vmap``, ``torch.nn.BatchNorm2d`` gives
-second-order meta-gradients that are silently wrong (the MAML chapter shows it; pytorch/functorch#534). What is
-computed here is ``mean`` and ``rsqrt``; :mod:`helpers.operations` has it together with derivatives that make it fast.
+code does, and is not PyTorch's. That is deliberate: under ``torch.func.vmap`` some operations of PyTorch give
+second-order meta-gradients that are silently wrong (the MAML chapter shows it; pytorch/functorch#534). They are
+
+- ``batch_norm`` (in training), ``instance_norm`` and ``layer_norm`` with an adapted scale,
+- ``embedding`` with ``padding_idx`` or ``scale_grad_by_freq``.
+
+Without a scale all of them are right, as are ``group_norm`` and ``rms_norm``, convolutions, pooling, activations and
+losses: the tests go through a list. What is computed here is ``mean`` and ``rsqrt``; :mod:`helpers.operations` has it
+together with derivatives that make it fast. :func:`layer_norm` is layer normalisation with right derivatives, and
+:func:`from_module` takes any ``torch.nn.Module``, with these operations made right.
 """
 
 from __future__ import annotations
@@ -21,12 +28,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from helpers.modules import from_module
 from helpers.operations import convolve, patches, standardize
 from helpers.runtime import UserError
+from helpers.validate import one_of, positive, whole
 
 __all__ = [
-    "EPSILON", "MLP", "ConvNet", "DeepSets", "Model", "Params", "WideResNet", "below", "normalize", "patches",
-    "stacked",
+    "EPSILON", "MLP", "ConvNet", "DeepSets", "Model", "Params", "WideResNet", "below", "from_module", "layer_norm",
+    "normalize", "patches", "stacked",
 ]  # fmt: skip
 
 Params = dict[str, Tensor]
@@ -45,7 +54,14 @@ def below(params: Params, prefix: str) -> Params:
 
 
 class Model(Protocol):
-    """A network family: how its parameters begin, how they are applied, and which of them a learner adapts."""
+    """A network family: how its parameters begin, how they are applied, and which of them a learner adapts.
+
+    Attributes:
+        head: what the names of the last layer's parameters begin with, such as ``"head."``.
+    """
+
+    @property
+    def head(self) -> str: ...
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params: ...
 
@@ -66,8 +82,28 @@ def normalize(x: Tensor, shift: Tensor | None = None, epsilon: float = EPSILON) 
 
     Source: Ioffe and Szegedy (2015), algorithm 1, without running averages.
     """
-    normal = standardize(x, epsilon)
+    normal = standardize(x, positive(epsilon, "epsilon of a normalisation"))
     return normal if shift is None else normal + shift
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
+    """Layer normalisation over the last axis, with derivatives that stay right under ``vmap``.
+
+    ``torch.nn.functional.layer_norm`` gives wrong ones of second order there if ``weight`` is adapted.
+
+    Args:
+        x: ``[..., features]``.
+        weight: ``[features]``, a scale.
+        bias: ``[features]``, added afterwards.
+
+    Source: Ba, Kiros and Hinton (2016), equation 4.
+
+    >>> layer_norm(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0, 2.0]), torch.tensor([0.0, 1.0])).round()
+    tensor([[-2.,  3.]])
+    """
+    x = functional.layer_norm(x, x.shape[-1:], eps=positive(epsilon, "epsilon of a normalisation"))
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
 
 
 def _xavier(
@@ -77,14 +113,41 @@ def _xavier(
     return (2 * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device) - 1) * bound
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
+def _rows(x: Tensor, features: int) -> Tensor:
+    """``[n, ...]`` as ``[n, features]``."""
+    if x.dim() < 2 or x.shape[1:].numel() != features:
+        raise UserError(f"this network takes inputs [n, {features}], not {list(x.shape)}: reshape them or change sizes")
+    return x.flatten(1)
 
 
-def _channels_last(x: Tensor, channels: int) -> Tensor:
+def _cut_normal(shape: tuple[int, ...], deviation: float, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Draws from a normal distribution cut at two deviations: the inverse of its distribution function at uniform
+    numbers. PyTorch's own ``trunc_normal_`` draws other numbers in other versions; ``rand`` does not."""
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return (deviation * 2**0.5 * torch.erfinv((2 * uniform - 1) * math.erf(2**0.5))).to(dtype)
+
+
+_ACTIVATIONS = {"relu": functional.relu, "tanh": functional.tanh, "elu": functional.elu, "identity": lambda x: x}
+
+
+def _channels_last(x: Tensor, channels: int, halvings: int = 1) -> Tensor:
+    """Images ``[n, channels, height, width]`` as ``[n, height, width, channels]``.
+
+    Raises:
+        UserError: for another shape, or if halving them so often begins with a single pixel.
+    """
     if x.dim() != 4 or x.shape[1] != channels:
         raise UserError(f"this network takes images [n, {channels}, height, width], not {list(x.shape)}: reshape them")
+    _large_enough(x.shape[2], x.shape[3], halvings)
     return x.movedim(1, -1)
+
+
+def _large_enough(height: int, width: int, halvings: int) -> None:
+    if min(height, width) < 1 or max(height, width) <= 2 ** (halvings - 1) > 1:
+        raise UserError(
+            f"images of {height} x {width} pixels are too small for {halvings} blocks, each of which halves them: "
+            "take fewer blocks or larger images"
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +164,9 @@ class MLP:
         activation: ``"relu"``, ``"tanh"`` or ``"elu"``; or ``"identity"``, for a product of linear maps.
         bias: whether the linear maps have one.
 
+    Raises:
+        UserError: if there is no such network.
+
     Source: Finn, Abbeel and Levine (2017), section 5.1 and 5.2; initialisation of the official code (weights from a
     normal distribution of deviation 0.01, cut at two deviations; biases 0).
     """
@@ -111,31 +177,52 @@ class MLP:
     activation: str = "relu"
     bias: bool = True
 
+    def __post_init__(self) -> None:
+        if isinstance(self.sizes, str) or not isinstance(self.sizes, Sequence) or len(self.sizes) < 2:
+            raise UserError(
+                "the sizes of an MLP are the numbers of inputs, hidden units and outputs, such as (1, 40, 40, 1), "
+                f"not {self.sizes!r}"
+            )
+        for size in self.sizes:
+            whole(size, "sizes of an MLP")
+        one_of(self.activation, "activation", _ACTIVATIONS)
+        if isinstance(self.scale, str):
+            one_of(self.scale, "distribution of first weights", ["xavier"])
+        elif self.scale is not None:
+            positive(self.scale, "scale of an MLP", zero=True)
+
+    @property
+    def head(self) -> str:
+        """The last linear map."""
+        return f"linear{len(self.sizes) - 1}."
+
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""
         params = {}
         for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False), start=1):
-            weight = torch.empty(fan_in, fan_out, dtype=dtype, device=generator.device)
             bias = torch.zeros(fan_out, dtype=dtype, device=generator.device)
             if self.scale is None:
+                weight = torch.empty(fan_in, fan_out, dtype=dtype, device=generator.device)
                 weight.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
                 bias.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
             elif self.scale == "xavier":
                 weight = _xavier((fan_in, fan_out), fan_in, fan_out, generator, dtype)
             else:
-                torch.nn.init.trunc_normal_(
-                    weight, std=self.scale, a=-2 * self.scale, b=2 * self.scale, generator=generator
-                )
+                weight = _cut_normal((fan_in, fan_out), self.scale, generator, dtype)
             params |= {f"linear{layer}.weight": weight} | ({f"linear{layer}.bias": bias} if self.bias else {})
             if self.norm and layer < len(self.sizes) - 1:
                 params[f"norm{layer}.shift"] = torch.zeros(fan_out, dtype=dtype, device=generator.device)
         return params
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
-        """Map ``x`` ``[n, ...]`` (flattened to ``[n, sizes[0]]``) to ``[n, sizes[-1]]``."""
-        x = x.flatten(1)
+        """Map ``x`` ``[n, ...]`` (flattened to ``[n, sizes[0]]``) to ``[n, sizes[-1]]``.
+
+        Raises:
+            UserError: if the inputs have another number of features.
+        """
+        x = _rows(x, self.sizes[0])
         last = len(self.sizes) - 1
-        activate = _same if self.activation == "identity" else getattr(functional, self.activation)
+        activate = _ACTIVATIONS[self.activation]
         for layer in range(1, last):
             x = self._linear(params, layer, x)
             x = activate(normalize(x, params[f"norm{layer}.shift"]) if self.norm else x)
@@ -182,7 +269,7 @@ class ConvNet:
         norm_last: normalisation after ReLU instead of before; with ``norm`` and ``affine`` alone.
 
     Raises:
-        UserError: if ``norm_last`` has no normalisation with scale and shift to put last.
+        UserError: if there is no such network, or ``norm_last`` has no normalisation with scale and shift to put last.
 
     Source: Finn, Abbeel and Levine (2017), section 5.2; otherwise initialised as in the official code (Xavier for
     convolutions). With ``flatten`` and ``affine``, ``models.py`` of Reptile's official code.
@@ -203,6 +290,18 @@ class ConvNet:
     def __post_init__(self) -> None:
         if self.norm_last and not (self.norm and self.affine):
             raise UserError("norm_last needs a normalisation with scale and shift: pass norm=True and affine=True")
+        for name in ("ways", "filters", "blocks", "channels", "size"):
+            whole(getattr(self, name), f"{name} of a ConvNet")
+        if self.head_scale is not None:
+            positive(self.head_scale, "head_scale of a ConvNet", zero=True)
+        positive(self.gain, "gain of a ConvNet")
+        if self.flatten:
+            _large_enough(self.size, self.size, self.blocks)
+
+    @property
+    def head(self) -> str:
+        """The linear map."""
+        return "head."
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""
@@ -230,9 +329,10 @@ class ConvNet:
         """Map images ``x`` ``[n, channels, height, width]`` to logits ``[n, ways]``.
 
         Raises:
-            UserError: if the images have another number of channels than the model.
+            UserError: if the images have another number of channels than the model, or too few pixels.
         """
-        x = _channels_last(x, self.channels)
+        shape = list(x.shape)
+        x = _channels_last(x, self.channels, self.blocks)
         for block in range(1, self.blocks + 1):
             x = convolve(x, params[f"conv{block}.weight"])
             if self.norm_last:
@@ -245,6 +345,8 @@ class ConvNet:
             if not self.norm_last:
                 x = torch.relu(x)
         x = x.flatten(1) if self.flatten else x.mean((1, 2))
+        if x.shape[1] != params["head.weight"].shape[0]:
+            raise UserError(f"a flattened network takes images of one size: give ConvNet the size of {shape}")
         return x @ params["head.weight"] + params["head.bias"]
 
     def adapts(self, name: str) -> bool:
@@ -264,12 +366,24 @@ class DeepSets:
         ways: number of logits.
         hidden: units of the layers.
 
+    Raises:
+        UserError: if one of them is not a whole number of at least 1.
+
     Source: Zaheer et al. (2017), theorem 2; weighted by pT, an energy flow network (Komiske, Metodiev and Thaler 2019,
     arXiv:1810.05165, equation 1.2).
     """
 
     ways: int = 2
     hidden: int = 32
+
+    def __post_init__(self) -> None:
+        whole(self.ways, "ways of a network of sets")
+        whole(self.hidden, "hidden units of a network of sets")
+
+    @property
+    def head(self) -> str:
+        """The last linear map of the set's network."""
+        return "all." + self._parts["all."].head
 
     @property
     def _parts(self) -> dict[str, MLP]:
@@ -282,7 +396,13 @@ class DeepSets:
         return {prefix + name: value for prefix, params in drawn.items() for name, value in params.items()}
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
-        """Map ``x`` ``[n, particles, 3]``, share of pT, η and φ, to logits ``[n, ways]``."""
+        """Map ``x`` ``[n, particles, 3]``, share of pT, η and φ, to logits ``[n, ways]``.
+
+        Raises:
+            UserError: if ``x`` has another shape.
+        """
+        if x.dim() != 3 or x.shape[2] != 3:
+            raise UserError(f"this network takes particles [n, particles, 3], not {list(x.shape)}")
         each, whole = (partial(part, below(params, prefix)) for prefix, part in self._parts.items())
         hidden = torch.relu(each(x[..., 1:].flatten(0, 1))).unflatten(0, x.shape[:2])
         return whole((x[..., :1] * hidden).sum(1))
@@ -329,10 +449,15 @@ class WideResNet:
     classes: int = 10
 
     def __post_init__(self) -> None:
+        for name in ("depth", "width", "channels", "classes"):
+            whole(getattr(self, name), f"{name} of a wide residual network")
         if self.depth < 10 or self.depth % 6 != 4:
             raise UserError(f"a wide residual network has depth 6 n + 4, not {self.depth}: take 10, 16, 22, 28 or 40")
-        if self.width < 1:
-            raise UserError(f"the width of a wide residual network is at least 1, not {self.width}")
+
+    @property
+    def head(self) -> str:
+        """The linear map."""
+        return "head."
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""

@@ -2,7 +2,8 @@
 
 Second-order meta-learning differentiates a network twice, for many tasks at once, each with its own weights. Left to
 itself, automatic differentiation turns that into many passes over memory. The two operations here say their own
-derivatives, in terms of each other, so they can be differentiated any number of times; and they say how ``vmap`` maps
+derivatives, in terms of each other, so they can be differentiated any number of times, backwards and forwards
+(``torch.func.jvp``, ``torch.func.hessian``; forward mode over forward mode is refused); and they say how ``vmap`` maps
 them, so a batch of tasks is one batched product. What they compute is in two lines of plain tensor code each:
 :func:`patches` ``@ weight``, and mean and variance. The tests hold them against that.
 
@@ -19,8 +20,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 from torch.autograd import Function
 from torch.nn.functional import pad
+
+from helpers.runtime import UserError
 
 STRIDE = 2  # of every convolution here
 
@@ -85,7 +89,13 @@ class _Convolve(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
+        _save(ctx, *inputs)
+
+    @staticmethod
+    def jvp(ctx, dx: Tensor | None, dw: Tensor | None):
+        _one_forward_level()
+        x, weight = ctx.saved_tensors
+        return _sum(dx is not None and _Convolve.apply(dx, weight), dw is not None and _Convolve.apply(x, dw))
 
     @staticmethod
     def backward(ctx, g: Tensor):
@@ -132,7 +142,17 @@ class _Transpose(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        _save(ctx, *inputs[:2])
+        ctx.size = inputs[2:]
+
+    @staticmethod
+    def jvp(ctx, dg: Tensor | None, dw: Tensor | None, *_):
+        _one_forward_level()
+        g, weight = ctx.saved_tensors
+        return _sum(
+            dg is not None and _Transpose.apply(dg, weight, *ctx.size),
+            dw is not None and _Transpose.apply(g, dw, *ctx.size),
+        )
 
     @staticmethod
     def backward(ctx, u: Tensor):
@@ -163,7 +183,17 @@ class _Correlate(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        _save(ctx, *inputs[:2])
+        ctx.tasks = inputs[2]
+
+    @staticmethod
+    def jvp(ctx, dx: Tensor | None, dg: Tensor | None, _):
+        _one_forward_level()
+        x, g = ctx.saved_tensors
+        return _sum(
+            dx is not None and _Correlate.apply(dx, g, ctx.tasks),
+            dg is not None and _Correlate.apply(x, dg, ctx.tasks),
+        )
 
     @staticmethod
     def backward(ctx, u: Tensor):
@@ -174,6 +204,34 @@ class _Correlate(Function):
     @staticmethod
     def vmap(info, dims, x: Tensor, g: Tensor, tasks: int):
         return _Correlate.apply(*_first(info, dims, x, g), tasks + 1), 0
+
+
+def _save(ctx, *tensors: Tensor) -> None:
+    """For derivatives in both directions."""
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+def _one_forward_level() -> None:
+    """Refuse forward mode over forward mode: PyTorch drops the outer tangents of every function with a ``jvp`` of its
+    own, without a word.
+
+    Raises:
+        UserError: within a second ``jvp`` or ``jacfwd``.
+    """
+    levels = functorch.get_interpreter_stack() or []
+    if sum(level.key() == functorch.TransformType.Jvp for level in levels) > 1:
+        raise UserError(
+            "PyTorch has no forward mode over forward mode of this operation: "
+            "let the inner derivative be backward, as torch.func.hessian does"
+        )
+
+
+def _sum(first: Tensor | bool, second: Tensor | bool) -> Tensor:
+    """The sum of the two parts of a product's derivative; a part without a tangent is False."""
+    if first is False:
+        return second
+    return first if second is False else first + second
 
 
 def _rows(x: Tensor, tasks: torch.Size) -> Tensor:
@@ -214,8 +272,16 @@ class _Standardize(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*output)
+        _save(ctx, *output)
         ctx.tasks = inputs[2]
+
+    @staticmethod
+    def jvp(ctx, dx: Tensor, *_):
+        _one_forward_level()
+        y, r = ctx.saved_tensors
+        axes = tuple(range(ctx.tasks, y.dim() - 1))
+        along = (y * dx).mean(axes, keepdim=True)
+        return r * (dx - dx.mean(axes, keepdim=True) - along * y), -r * r * along
 
     @staticmethod
     def backward(ctx, by_y: Tensor, by_r: Tensor):
@@ -242,7 +308,17 @@ class _Pullback(Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         *tensors, ctx.tasks = inputs
-        ctx.save_for_backward(*tensors, *output)
+        _save(ctx, *tensors, *output)
+
+    @staticmethod
+    def jvp(ctx, dg: Tensor | None, ds: Tensor | None, dy: Tensor | None, dr: Tensor | None, _):
+        _one_forward_level()
+        g, s, y, r, x, k = ctx.saved_tensors
+        axes, n = tuple(range(ctx.tasks, y.dim() - 1)), y.shape[ctx.tasks : -1].numel()
+        given = zip((dg, ds, dy, dr), (g, s, y, r), strict=True)
+        dg, ds, dy, dr = (torch.zeros_like(value) if change is None else change for change, value in given)
+        dk = (dg * y + g * dy).mean(axes, keepdim=True) + (ds * r + s * dr) / n
+        return dr / r * x + r * (dg - dg.mean(axes, keepdim=True) - dk * y - k * dy), dk
 
     @staticmethod
     def backward(ctx, u: Tensor, by_k: Tensor):

@@ -64,6 +64,14 @@ def encoded(grammar: Grammar, sequences: Sequence[Sequence[int]]) -> Batch:
     return Batch(tokens, mask, real)
 
 
+def drawn(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One number ``[n]`` a row of ``probabilities`` ``[n, numbers]``, the first whose cumulative probability exceeds a
+    uniform number. ``torch.multinomial`` draws others in other versions of PyTorch; ``rand`` does not."""
+    cumulative = probabilities.double().cumsum(-1)
+    uniform = torch.rand(len(cumulative), 1, generator=generator, dtype=torch.float64, device=generator.device)
+    return (cumulative <= uniform * cumulative[:, -1:]).sum(-1)
+
+
 @dataclass(frozen=True)
 class Controller:
     """An LSTM that writes a rule token by token; tokens that the grammar forbids have probability 0.
@@ -139,7 +147,7 @@ class Controller:
             logits, state = self.step(params, token, state)
             allowed = torch.stack([grammar.mask(kind[0] if kind else "binary") for kind in kinds]).to(logits.device)
             probabilities = logits.masked_fill(~allowed, NEVER).softmax(-1)
-            token = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            token = drawn(probabilities, generator)
             for sequence, kind, number in zip(sequences, kinds, token.tolist(), strict=True):
                 if kind:
                     sequence.append(number)

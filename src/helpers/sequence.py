@@ -18,6 +18,7 @@ from torch.nn import functional
 from helpers.models import Params, below
 from helpers.runtime import UserError
 from helpers.tasks.numerals import BEGIN, END, PAD
+from helpers.validate import whole
 
 __all__ = ["Seq2Seq", "exact_match", "greedy", "recurrence", "token_accuracy", "translation_loss"]
 
@@ -59,8 +60,12 @@ class Seq2Seq:
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "source_length", "hidden", "embedding"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} of a translating network is at least 1, not {getattr(self, name)}")
+            whole(getattr(self, name), f"{name} of a translating network")
+
+    @property
+    def head(self) -> str:
+        """The linear map to the logits."""
+        return "head."
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""
@@ -197,9 +202,10 @@ def greedy(model: Seq2Seq, params: Params, source: Tensor, length: int) -> Tenso
     Raises:
         UserError: if the source has another length than the model's, or ``length`` is not positive.
     """
-    if source.dim() != 2 or source.shape[1] != model.source_length or length < 1:
-        wanted = f"source of [n, {model.source_length}] tokens and at least one token to write"
-        raise UserError(f"translating takes a {wanted}, not {list(source.shape)} and {length}")
+    whole(length, "number of tokens to write")
+    if source.dim() != 2 or source.shape[1] != model.source_length or source.dtype != torch.int64:
+        wanted = f"source of int64 [n, {model.source_length}] tokens"
+        raise UserError(f"translating takes a {wanted}, not {source.dtype} {list(source.shape)}")
     read = model.read(params, source)
     state, token = read[:, -1], torch.full_like(source[:, :1], BEGIN)
     written, ended = [], torch.zeros_like(token, dtype=torch.bool)

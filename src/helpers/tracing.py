@@ -10,11 +10,12 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp
+from torch.func import functionalize, vjp
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
@@ -26,8 +27,9 @@ Program = Callable[..., Sequence[Tensor]]  # from tensors to tensors
 _ATEN = torch.ops.aten
 _RESHAPES = {_ATEN.view.default, _ATEN._unsafe_view.default}
 _VIEWS = _RESHAPES | {
-    _ATEN.detach.default, _ATEN.expand.default, _ATEN.permute.default, _ATEN.select.int, _ATEN.slice.Tensor,
-    _ATEN.squeeze.dim, _ATEN.t.default, _ATEN.transpose.int, _ATEN.unfold.default, _ATEN.unsqueeze.default,
+    _ATEN.detach.default, _ATEN.expand.default, _ATEN.permute.default, _ATEN.reshape.default, _ATEN.select.int,
+    _ATEN.slice.Tensor, _ATEN.squeeze.dim, _ATEN.t.default, _ATEN.transpose.int, _ATEN.unfold.default,
+    _ATEN.unsqueeze.default,
 }  # fmt: skip
 
 
@@ -228,7 +230,16 @@ def _record(function: Callable, leaves: list, layout: TreeSpec) -> tuple[GraphMo
         return out
 
     # Fake tensors have shapes but no values: nothing is computed here.
-    return make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*_tensors(leaves)), forms[0]
+    record = partial(make_fx, tracing_mode="fake", _allow_non_fake_inputs=True)
+    program = record(flat)(*_tensors(leaves))
+    if _mutates(program):  # some derivatives of PyTorch's own work in place; their order would have to be kept
+        program = record(functionalize(program))(*_tensors(leaves))
+    return program, forms[0]
+
+
+def _mutates(program: GraphModule) -> bool:
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    return any(node.target is not operator.getitem and node.target._schema.is_mutable for node in calls)
 
 
 # ---------------------------------------- on recorded operations
@@ -238,7 +249,7 @@ def _tidy(program: GraphModule) -> GraphModule:
     """Leave out views that change nothing, results that nobody uses, and what was computed before."""
     graph = program.graph
     calls = [node for node in graph.nodes if node.op == "call_function"]
-    if any(node.target is not operator.getitem and node.target._schema.is_mutable for node in calls):
+    if _mutates(program):
         return program  # the order matters then
     seen: dict[Any, Node] = {}
     for node in calls:
@@ -254,6 +265,9 @@ def _tidy(program: GraphModule) -> GraphModule:
         if same is not node:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
+    for node in graph.nodes:
+        if node.target is _ATEN.view.default:  # what is recorded may be laid out in another way than what is computed
+            node.target = _ATEN.reshape.default
     graph.eliminate_dead_code()
     program.recompile()
     return program

@@ -356,6 +356,11 @@ class Frequency:
         """The public code's only start."""
         return {"omega": torch.full((1,), self.first, dtype=dtype, device=generator.device)}
 
+    @property
+    def head(self) -> str:
+        """ω is all there is."""
+        return "omega"
+
     def adapts(self, name: str) -> bool:
         """ω is all there is."""
         return True
@@ -521,6 +526,11 @@ class InertiaNetwork:
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters of the network."""
         return self.network.init(generator, dtype)
+
+    @property
+    def head(self) -> str:
+        """The last layer of the network."""
+        return self.network.head
 
     def adapts(self, name: str) -> bool:
         """All parameters adapt, whatever their name."""

@@ -87,6 +87,11 @@ class LeNet:
         x = functional.relu(x.flatten(1) @ params["linear1.weight"] + params["linear1.bias"])
         return x @ params["linear2.weight"] + params["linear2.bias"]
 
+    @property
+    def head(self) -> str:
+        """The last linear map."""
+        return "linear2."
+
     def adapts(self, name: str) -> bool:
         """Whether the inner loop changes the parameter: it changes all."""
         return True

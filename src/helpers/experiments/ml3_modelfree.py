@@ -70,10 +70,14 @@ class GaussianPolicy:
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters on the generator's device."""
         params = self.mean.init(generator, dtype)
-        last = f"linear{len(self.mean.sizes) - 1}."
-        params |= {name: self.first_scale * value for name, value in params.items() if name.startswith(last)}
+        params |= {name: self.first_scale * value for name, value in params.items() if name.startswith(self.head)}
         log_std = torch.full_like(params["linear1.bias"][:1], self.first_std - self.smallest_std).log()
         return params | {"log_std": log_std.repeat(self.mean.sizes[-1])}
+
+    @property
+    def head(self) -> str:
+        """The last layer of the mean."""
+        return self.mean.head
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         """Mean and deviation, ``[n, 2 actions]``, at observations ``x`` ``[n, observation]``."""

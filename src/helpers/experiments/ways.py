@@ -250,12 +250,12 @@ class WayTraining:
         e, theta = self.experiment, part(theta, str(seed))
         if not e.sources:
             return decided(theta) if e.method == "architecture" else theta
-        last = "linear3" if e.family == "sinusoid" else "head"
-        weight, bias = theta[f"{last}.weight"], theta[f"{last}.bias"]
+        last = e.model().head
+        weight, bias = theta[f"{last}weight"], theta[f"{last}bias"]
         if e.family == "sinusoid":
-            new = {f"{last}.weight": weight.mean(1, keepdim=True), f"{last}.bias": bias.mean(0, keepdim=True)}
+            new = {f"{last}weight": weight.mean(1, keepdim=True), f"{last}bias": bias.mean(0, keepdim=True)}
         else:
-            new = {f"{last}.weight": weight.new_zeros(len(weight), e.ways), f"{last}.bias": bias.new_zeros(e.ways)}
+            new = {f"{last}weight": weight.new_zeros(len(weight), e.ways), f"{last}bias": bias.new_zeros(e.ways)}
         return theta | new
 
     # ---- training

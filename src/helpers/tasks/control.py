@@ -145,6 +145,11 @@ class Rollout:
         """Fresh parameters of the policy."""
         return self.policy.init(generator, dtype)
 
+    @property
+    def head(self) -> str:
+        """The policy's last layer."""
+        return self.policy.head
+
     def adapts(self, name: str) -> bool:
         """Whether a parameter adapts; what the policy adapts does."""
         return self.policy.adapts(name)
@@ -604,7 +609,7 @@ def _length(x: Tensor) -> Tensor:
     on: a start at rest is exactly there."""
     square = x.square().sum(-1)
     zero = square == 0
-    return torch.where(zero, square, torch.where(zero, torch.ones_like(square), square).sqrt())
+    return torch.where(zero, torch.zeros_like(square), torch.where(zero, torch.ones_like(square), square).sqrt())
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
