@@ -66,7 +66,7 @@ class TinyRun:
     def init(self, generator):
         return self.learner.init(generator)
 
-    def gradient(self, theta, generator):
+    def gradient(self, theta, generator, iteration):
         time.sleep(self.experiment.pause)
         self.calls += 1
         if self.calls == self.experiment.stop:

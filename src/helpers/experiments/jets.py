@@ -356,7 +356,7 @@ class TaggingTraining:
         draws = (runtime.generator(e.seed + s, self.device) for s in range(e.seeds))
         return stacked([self.learner.init(one) for one in draws])
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The estimator's gradient for every seed, on tasks of its own, and the mean query loss."""
         e = self.experiment
         if e.method == "scratch":
@@ -534,7 +534,7 @@ class MatrixTraining:
         draws = [self.learner.init(runtime.generator(e.seed + s, self.device)) for s in range(e.seeds)]
         return stacked(draws * len(WINDOWS))
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The gradient of every tagger's cross-entropy on jets of its window, and its mean."""
         drawn = [family.sample(self.experiment.seeds, generator) for family in self.families]
         every = [Tasks(one, one) for one in map(whole, drawn)]
@@ -615,7 +615,7 @@ class CutsMeasured:
         """Nothing."""
         return {}
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """Nothing."""
         return {}, torch.zeros((), device=self.device)
 
