@@ -11,7 +11,7 @@ Any estimator becomes faster, and stays what it is, by :func:`chunked`, :func:`~
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import NamedTuple
 
 import torch
@@ -243,6 +243,7 @@ def chunked(estimator: Estimator, size: int | None) -> Estimator:
     if size is None:
         return estimator
 
+    @wraps(estimator)
     def run(learner: GradientDescent, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
         count = len(tasks.support.x)
         total: Params | None = None

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.func import vjp
@@ -59,7 +60,7 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
         constants, at most :data:`KEPT`; its method ``forget()`` frees them.
 
     Raises:
-        UserError: by the returned function, where PyTorch would give a wrong derivative (:class:`_Normalisations`).
+        UserError: by the returned function, where PyTorch would give a wrong derivative (:class:`NormalisationCheck`).
     """
     return _specialized(function, _replay)
 
@@ -496,7 +497,7 @@ def _record(function: Callable, given: _Given, fixed: bool) -> tuple[GraphModule
         return [x.value if isinstance(x, _Number) else x for x in out]
 
     tensors = given.tensors()
-    with _Normalisations():
+    with NormalisationCheck():
         # Fake tensors have shapes but no values: nothing is computed here.
         program = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
         if not _faithful(program, tensors):
@@ -529,31 +530,48 @@ def _faithful(program: GraphModule, tensors: Sequence[Tensor]) -> bool:
     return faithful
 
 
-class _Normalisations(TorchFunctionMode):
-    """Refuses layer and batch normalisation where PyTorch differentiates them wrongly: a derivative of a derivative
-    under ``vmap``.
+class NormalisationCheck(TorchFunctionMode):
+    """Within it, a normalisation of which PyTorch takes a wrong derivative is refused. It costs about as much as the
+    operations themselves, so that a function is run in it once.
 
-    The batching rule of their derivative takes mean and variance for constants (pytorch/functorch#534), so that a
-    second derivative lacks what comes through them; nothing fails.
+    Where layer, batch or instance normalisation has an adapted scale, the batching rule of its derivative takes mean
+    and variance for constants (pytorch/functorch#534), so that what the derivative of a derivative under ``vmap`` gets
+    through them is missing; nothing fails. First-order methods, normalisation without a scale, group and RMS
+    normalisation are right.
+
+    Raises:
+        UserError: at such an operation.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name in ("layer_norm", "batch_norm", "native_layer_norm", "native_batch_norm") and _mapped_twice():
-            raise UserError(
-                f"PyTorch gives a wrong second derivative of {name} under vmap: write the normalisation out from mean "
-                "and variance, as helpers.models.normalize and helpers.models.layer_norm do"
-            )
-        return func(*args, **(kwargs or {}))
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in ("layer_norm", "batch_norm", "instance_norm"):
+            given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            own = kwargs.get("training", kwargs.get("use_input_stats", args[5] if len(args) > 5 else True))
+            if (own or name == "layer_norm") and _differentiated_twice(given[0], given[1:]):
+                raise UserError(
+                    f"PyTorch gives a wrong second derivative of {name} under vmap: write the normalisation out from "
+                    "mean and variance, as helpers.models.normalize and helpers.models.layer_norm do"
+                )
+        return func(*args, **kwargs)
 
 
-def _mapped_twice() -> bool:
-    """Whether a ``grad`` is inside a ``vmap`` inside a ``grad``."""
-    keys = [one.key() for one in retrieve_all_functorch_interpreters()]
-    if TransformType.Vmap not in keys:
-        return False
-    first, last = keys.index(TransformType.Vmap), len(keys) - 1 - keys[::-1].index(TransformType.Vmap)
-    return TransformType.Grad in keys[:last] and TransformType.Grad in keys[first:]
+def _differentiated_twice(x: Tensor, scales: list[Tensor]) -> bool:
+    """Whether the derivative by one of ``scales`` is taken inside a ``vmap``, and one of that outside of it."""
+
+    def levels(t: Tensor) -> list[int]:
+        """The levels of transformation by which a derivative of ``t`` is taken."""
+        found = []
+        while _functorch.is_functorch_wrapped_tensor(t):
+            if _functorch.is_gradtrackingtensor(t) and t.requires_grad:
+                found.append(_functorch.maybe_get_level(t))
+            t = _functorch.get_unwrapped(t)
+        return found
+
+    inner = max((level for t in scales for level in levels(t)), default=0)
+    outer = min((level for t in (x, *scales) for level in levels(t)), default=inner)
+    maps = (one for one in retrieve_all_functorch_interpreters() if one.key() == TransformType.Vmap)
+    return any(outer < one.level() < inner for one in maps)
 
 
 # ---------------------------------------- on recorded operations
@@ -579,6 +597,15 @@ def _tidy(program: GraphModule) -> GraphModule:
         if same is not node:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
+    (last,) = (node for node in graph.nodes if node.op == "output")
+    given: set[Node] = set()
+    for place, node in enumerate(last.args[0]):  # two results stay two tensors
+        if node in given:
+            with graph.inserting_before(last):
+                node = graph.call_function(_ATEN.clone.default, (node,))
+            last.args = ([*last.args[0][:place], node, *last.args[0][place + 1 :]],)
+        if isinstance(node, Node):
+            given.add(node)
     graph.eliminate_dead_code()
     program.recompile()
     return program

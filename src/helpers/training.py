@@ -580,7 +580,7 @@ def fastest(
     is tried on a GPU. A form that fails is passed over.
     """
     kinds = ["eager", "traced"] + ["captured"] * (device.type == "cuda")
-    kinds += ["compiled"] * (runtime.can_compile() and (budget is None or budget >= 900))
+    kinds += ["compiled"] * ((budget is None or budget >= 900) and runtime.can_compile())
     found: dict[str, float] = {}
     kept: dict[str, dict[str, Any]] = {}
     for form in kinds:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from helpers import evaluation, losses, metagradients, runtime
 from helpers.evaluation import Interval
 from helpers.experiments import Recorded
-from helpers.learners import RATE, GradientDescent, MinibatchDescent, Proximal
+from helpers.learners import GradientDescent, MinibatchDescent, Proximal
 from helpers.models import ConvNet, DeepSets, Model, Params, stacked
 from helpers.runtime import UserError
 from helpers.tasks import Examples, Tasks, jets, minibatches, whole
@@ -173,11 +173,7 @@ class Judge:
             tell anything.
         """
         count, seeds = len(tasks.query.y), len(next(iter(theta.values())))
-        # As an entry of θ the rate is no constant of the recording.
-        moving, _ = learner.split(theta)
-        rate = next(iter(theta.values())).new_full((seeds,), learner.rate)
-        theta = theta | {RATE + name: rate for name in moving}
-        learner, start, parts = learner.with_(rate=0.0, steps=1), learner.start(theta), []
+        learner, start, parts = learner.with_(steps=1), learner.start(theta), []
         for begin in range(0, count, self.chunk):
             rows = torch.arange(begin, begin + self.chunk).clamp(max=count - 1)  # the last chunk is filled up
             some = tree_map(lambda t, rows=rows: t[rows.to(t.device)], tasks)
