@@ -165,7 +165,8 @@ def linearized(function: Callable[..., Any], by: Sequence[int]) -> Callable[...,
             value = function(*arguments, **keywords)
         results, form = tree_flatten(value)
         _, form_pulled = tree_flatten(tuple(arguments[number] for number in by))
-        program, _ = _record(joint, _Given(arguments, keywords, value), fixed)
+        like = tree_map(Tensor.contiguous, value)  # cotangents lie in memory in this one way
+        program, _ = _record(joint, _Given(arguments, keywords, like), fixed)
         forward, backward = _halves(_tidy(program), len(given.data), len(results))
         return _replay(forward), _replay(backward), len(results), form, form_pulled
 
@@ -180,7 +181,7 @@ def linearized(function: Callable[..., Any], by: Sequence[int]) -> Callable[...,
 
         def pull(cotangent: Any) -> tuple:
             with torch.no_grad():
-                tensors = [leaf.detach() for leaf in tree_leaves(cotangent)]
+                tensors = [leaf.detach().contiguous() for leaf in tree_leaves(cotangent)]
                 return tree_unflatten(backward(*tensors, *out[results:]), form_pulled)
 
         return tree_unflatten(out[:results], form), pull
@@ -522,7 +523,8 @@ def _faithful(program: GraphModule, tensors: Sequence[Tensor]) -> bool:
             return result
 
     devices = [t.device for t in tensors if t.device.type == "cuda"][:1]
-    with torch.no_grad(), torch.random.fork_rng(devices):
+    draws = any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in program.graph.nodes)
+    with torch.no_grad(), torch.random.fork_rng(devices, enabled=draws):  # no draw is used up
         try:
             Compare(program).run(*tensors)
         except RuntimeError:  # a view that is none
