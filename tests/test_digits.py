@@ -291,11 +291,11 @@ def run():
 def test_every_seed_descends_its_own_loss_on_its_own_pairs(run):
     theta = run.init(generator(0))
     assert all(name.startswith(LOSS) and len(value) == 2 for name, value in theta.items())
-    gradient, loss = run.gradient(theta, generator(1))
+    gradient, loss = run.gradient(theta, generator(1), 0)
     assert gradient.keys() == theta.keys() and 0.3 < loss < 1.5
-    again, _ = run.gradient(theta, generator(1))
+    again, _ = run.gradient(theta, generator(1), 0)
     changed = {name: torch.stack([value[0], 2 * value[1]]) for name, value in theta.items()}
-    other, _ = run.gradient(changed, generator(1))
+    other, _ = run.gradient(changed, generator(1), 0)
     for name in theta:
         assert torch.equal(gradient[name], again[name])
         torch.testing.assert_close(gradient[name][0], other[name][0])  # the seeds do not see each other

@@ -252,7 +252,7 @@ def test_the_gradient_is_each_seeds_own(samples, eager, method, inner):
     """As the estimator gives it for one seed after another; of the same θ it differs, for the tasks do."""
     found = training(samples, method, inner=inner)
     theta = stacked([DeepSets().init(generator(0))] * 2)
-    gradient, value = found.gradient(theta, generator(1))
+    gradient, value = found.gradient(theta, generator(1), 0)
     assert value.shape == () and value.isfinite()
     tasks, apart = found.draw(generator(1)), []
     for s in range(2):
@@ -269,9 +269,9 @@ def test_the_gradient_is_each_seeds_own(samples, eager, method, inner):
 def test_a_recorded_gradient_is_the_same(samples, monkeypatch):
     found = training(samples)
     theta = found.init(generator(0))
-    gradient, value = found.gradient(theta, generator(1))
+    gradient, value = found.gradient(theta, generator(1), 0)
     monkeypatch.setattr(metagradients, "traced", lambda function: function)
-    expected, loss = training(samples).gradient(theta, generator(1))
+    expected, loss = training(samples).gradient(theta, generator(1), 0)
     assert_same(gradient, expected, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(value, loss)
 
@@ -279,7 +279,7 @@ def test_a_recorded_gradient_is_the_same(samples, monkeypatch):
 def test_pooled_training_is_the_cross_entropy_of_all_jets(samples, eager):
     found = training(samples, "pooled")
     theta = found.init(generator(0))
-    gradient, value = found.gradient(theta, generator(1))
+    gradient, value = found.gradient(theta, generator(1), 0)
     drawn, each = found.family.sample(6, generator(1)), []
     for s in range(2):
         parts = [(part.x[3 * s + t], part.y[3 * s + t]) for t in range(3) for part in drawn]
@@ -297,7 +297,7 @@ def test_pooled_training_is_the_cross_entropy_of_all_jets(samples, eager):
 def test_nothing_is_learned_from_scratch(samples):
     found = training(samples, "scratch")
     theta = found.init(generator(0))
-    gradient, value = found.gradient(theta, generator(1))
+    gradient, value = found.gradient(theta, generator(1), 0)
     assert value == 0 and gradient.keys() == theta.keys()
     assert all(torch.equal(g, torch.zeros_like(theta[name])) for name, g in gradient.items())
 
@@ -386,7 +386,7 @@ def test_a_trained_tagger_ranks_the_signal_above_qcd(samples, eager):
     theta = found.init(generator(0))
     draws = generator(1)
     for _ in range(60):
-        gradient, _ = found.gradient(theta, draws)
+        gradient, _ = found.gradient(theta, draws, 0)
         theta = {name: value - 3 * gradient[name] for name, value in theta.items()}
     tasks, _ = found.test_tasks(Supervision("labels", 3), 1, 0)
     area, half, third = found.judge(found.learner, theta, tasks, (0,)).mean((0, 1, 2))
@@ -506,7 +506,7 @@ def test_taggers_of_all_windows_begin_alike(matrix):
 
 def test_every_tagger_learns_from_jets_of_its_window(matrix):
     theta = matrix.init(generator(0))
-    gradient, value = matrix.gradient(theta, generator(1))
+    gradient, value = matrix.gradient(theta, generator(1), 0)
     draws, each = generator(1), []
     for window in range(5):
         assert {domain.window for domain in matrix.families[window].domains} == {window}
@@ -610,7 +610,7 @@ def test_the_likelihood_ratio_of_known_counts(monkeypatch):
 
 def test_cuts_on_the_fakes(samples):
     cuts = CutsMeasured(Cuts("x", parts=4), samples, CPU)
-    assert cuts.init(generator(0)) == {} and cuts.gradient({}, generator(0))[0] == {}
+    assert cuts.init(generator(0)) == {} and cuts.gradient({}, generator(0), 0)[0] == {}
     metrics = cuts.evaluate({})
     groups = [*WINDOWS, "wt", "z", "top", "train", "vincia"]
     assert metrics.keys() == wanted("window", groups) | wanted("likelihood", groups)

@@ -174,7 +174,7 @@ def test_seeds_side_by_side_are_seeds_apart(library):
 def test_scratch_learns_nothing():
     scratch = Translation("languages-none", "scratch", hidden=6, embedding=5, seeds=2)
     run = scratch.setup(torch.device("cpu"), compiled=False)
-    gradient, loss = run.gradient(run.init(generator(0)), generator(0))
+    gradient, loss = run.gradient(run.init(generator(0)), generator(0), 0)
     assert scratch.iterations == 1 and loss == 0 and not any(g.any() for g in gradient.values())
 
 

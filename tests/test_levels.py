@@ -331,7 +331,7 @@ def test_the_other_kinds_see_the_same_tasks(untraced):
     for kind in ("second", "joint", "random"):
         run, draws = small(kind).setup(torch.device("cpu"), False), generator(0)
         theta = run.init(draws)
-        gradients[kind], _ = run.gradient(theta, draws)
+        gradients[kind], _ = run.gradient(theta, draws, 0)
         state[kind] = draws.get_state()
     assert torch.equal(state["second"], state["joint"])
     assert all((g == 0).all() for g in gradients["random"].values())

@@ -190,7 +190,7 @@ def test_a_run_trains_and_is_judged(name, monkeypatch):
     e = replace(e, **known)
     run = e.setup(torch.device("cpu"), compiled=False)
     theta = run.init(generator(0))
-    gradient, loss = run.gradient(theta, generator(1))
+    gradient, loss = run.gradient(theta, generator(1), 0)
     assert gradient.keys() == theta.keys() and loss.isfinite()
     for key, value in gradient.items():
         assert value.shape == theta[key].shape and value.isfinite().all()
@@ -214,7 +214,7 @@ def test_a_loss_that_knows_the_frequency_leads_to_it():
     before, moving = distance(theta), {n: v.clone().requires_grad_() for n, v in theta.items()}
     optimizer = torch.optim.Adam(moving.values(), lr=1e-2)
     for _ in range(200):
-        gradient, _ = run.gradient({n: v.detach() for n, v in moving.items()}, draws)
+        gradient, _ = run.gradient({n: v.detach() for n, v in moving.items()}, draws, 0)
         for name, value in moving.items():
             value.grad = gradient[name]
         optimizer.step()

@@ -218,7 +218,7 @@ def test_two_iterations(task, tmp_path):
 def test_iteration_depends_on_its_generator_alone():
     run = ready()
     theta = run.init(generator(0))
-    (one, loss), (again, _), (other, _) = (run.gradient(theta, generator(seed)) for seed in (1, 1, 2))
+    (one, loss), (again, _), (other, _) = (run.gradient(theta, generator(seed), 0) for seed in (1, 1, 2))
     assert loss > 0 and all(torch.equal(one[name], again[name]) for name in theta)
     assert not torch.equal(one["loss:linear1.weight"], other["loss:linear1.weight"])
     assert all(value.shape[0] == 2 for value in one.values()), "one loss for each seed"

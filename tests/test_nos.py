@@ -47,8 +47,8 @@ def searched(search: nos.Search, theta=None, iterations: int | None = None, judg
     judge, draw = judge or Judge(), generator(search.seed)
     run = nos.SearchRun(search, judge)
     state = training.State(run.init(draw), search.outer_rate, draw)
-    for _ in range(search.iterations if iterations is None else iterations):
-        gradient, _ = run.gradient(state.values(), draw)
+    for iteration in range(search.iterations if iterations is None else iterations):
+        gradient, _ = run.gradient(state.values(), draw, iteration)
         state.apply(gradient)
     return state.values(), judge, draw
 

@@ -378,8 +378,9 @@ def test_gradient_is_each_networks_own():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not runtime.can_compile(), reason="torch.compile needs a C++ compiler")
 def test_fused_is_the_same():
+    if not runtime.can_compile():
+        pytest.skip("torch.compile needs a C++ compiler")
     plain, fused = population(), population(fused=True)
     rows = [[crowd.network(parse(written), 0.05) for written in WRITTEN] for crowd in (plain, fused)]
     means = [crowd.advance(networks, 6) for crowd, networks in zip((plain, fused), rows, strict=True)]

@@ -190,7 +190,7 @@ def test_annealing():
     assert [training.annealed(1.0, 0.0, part) for part in (0, 0.25, 1)] == [1.0, 0.75, 0.0]
     rates = []
 
-    def gradient(theta):
+    def gradient(theta, iteration):
         rates.append(theta["w"].item())
         return {"w": torch.ones(1)}, torch.zeros(1)
 

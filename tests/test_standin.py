@@ -218,7 +218,10 @@ def test_the_outer_loop_runs_there(outer):
     theta = learner.init(draws)
     step = operator.itemgetter(0, 1)
     trained, history = training.fit(
-        lambda theta: step(metagradients.maml(learner, theta, Sinusoids(4, 4).sample(2, draws))), theta, 3, outer=outer
+        lambda theta, _: step(metagradients.maml(learner, theta, Sinusoids(4, 4).sample(2, draws))),
+        theta,
+        3,
+        outer=outer,
     )
     assert history.is_cuda and all(value.is_cuda and not torch.equal(value, theta[n]) for n, value in trained.items())
 

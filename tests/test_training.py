@@ -67,7 +67,7 @@ class TinyRun:
     def init(self, generator):
         return self.learner.init(generator)
 
-    def gradient(self, theta, generator):
+    def gradient(self, theta, generator, iteration):
         time.sleep(self.experiment.pause)
         self.calls += 1
         if self.calls == self.experiment.stop:
@@ -698,3 +698,21 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     pause = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
     train(Path(sys.argv[1]), Tiny(pause=pause), save_every=0)
+
+
+def test_the_gradient_is_told_the_iteration(monkeypatch, tmp_path):
+    """Also where a run goes on: what changes with the iteration is then as in one go."""
+    told = []
+    gradient = TinyRun.gradient
+
+    def listening(self, theta, generator, iteration):
+        told.append(iteration)
+        return gradient(self, theta, generator, iteration)
+
+    monkeypatch.setattr(TinyRun, "gradient", listening)
+    training.train(Tiny(iterations=3), data=tmp_path, budget=0, progress=False, say=str)
+    training.train(Tiny(iterations=3), data=tmp_path, progress=False, say=str)
+    assert told == [0, 1, 2]
+    told.clear()
+    training.fit(lambda theta, iteration: (told.append(iteration) or theta, torch.zeros(1)), {"w": torch.ones(1)}, 3)
+    assert told == [0, 1, 2]

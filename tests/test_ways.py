@@ -40,7 +40,7 @@ def test_every_method_trains_and_is_judged(name, tmp_path, monkeypatch):
     e, run = small(name, iterations=2)
     draws = generator(0)
     theta = run.init(draws)
-    gradient, loss = run.gradient(theta, draws)
+    gradient, loss = run.gradient(theta, draws, 0)
     assert gradient.keys() == theta.keys() and loss.isfinite()
     if theta:
         assert {key.split("/")[0] for key in theta} == {"0", "1"}
@@ -149,7 +149,7 @@ def test_what_is_learned_is_in_theta(name):
     kinds = {key.removeprefix("0/").split(":")[0] for key in theta if key.startswith("0/")}
     learned = {kind if kind in ("loss", "rule") else "start" for kind in kinds}
     assert learned == set(e.learned)
-    gradient, loss = run.gradient(theta, generator(1))
+    gradient, loss = run.gradient(theta, generator(1), 0)
     assert gradient.keys() == theta.keys() and loss.isfinite()
     rates = run.chosen(theta, 10)[1]
     assert (rates == 0.0) == ("rule" in e.learned)  # a learned rule has no rate to choose

@@ -13,8 +13,9 @@ Any estimator becomes faster, and stays what it is, by :func:`chunked`, :func:`~
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial, wraps
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from helpers.learners import CARRIED, PREFIXES, RATE, Proximal
 from helpers.models import Params
 from helpers.runtime import UserError
 from helpers.tasks import Examples, Tasks
-from helpers.tracing import compiled, linearized, traced
+from helpers.tracing import NormalisationCheck, compiled, linearized, traced
 from helpers.types import Descent, Estimator, Learner
 from helpers.validate import whole
 
@@ -57,7 +58,8 @@ def maml(learner: Learner, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]
         losses = vmap(learner.task_loss, in_dims=(None, 0))(theta, tasks)
         return losses.mean(), losses
 
-    gradient, (_, losses) = grad_and_value(objective, has_aux=True)(theta)
+    with _watched(learner):
+        gradient, (_, losses) = grad_and_value(objective, has_aux=True)(theta)
     return gradient, losses
 
 
@@ -220,7 +222,8 @@ class imaml:  # noqa: N801 (an estimator, like the functions beside it)
         by_phi, losses = self._measure(learner, phi, tasks.query)
         b, direct = learner.split(by_phi)
         moving, fixed = learner.split(phi)
-        inner, pull = self._linearize(learner, theta, moving, tasks.support)
+        with _watched(learner):
+            inner, pull = self._linearize(learner, theta, moving, tasks.support)
         solution = self.solver(lambda v: pull(v)[0], b)
         if self.tolerance is not None:
             solvers.report(solution, self.tolerance)
@@ -271,6 +274,7 @@ def chunked(estimator: Estimator, size: int | None) -> Estimator:
         return estimator
     size = whole(size, "number of tasks at a time")
 
+    @wraps(estimator)
     def run(learner: Learner, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
         count = _count(tasks)
         total: Params | None = None
@@ -341,6 +345,27 @@ def _check(
     if getattr(learner, "carry", False) and not carries:
         raise UserError(f"{who} has no new memory for an inner optimiser that carries it on: set carry=False")
     _count(tasks)
+
+
+@contextmanager
+def _watched(learner: Learner) -> Iterator[None]:
+    """Look for derivatives that PyTorch gets wrong, at a learner's first call alone: the look costs as much as the call."""
+    try:
+        looked = _looked(learner)
+    except TypeError:  # it has no hash
+        looked = []
+    if looked:
+        yield
+        return
+    with NormalisationCheck():
+        yield
+    looked.append(True)
+
+
+@lru_cache(maxsize=256)
+def _looked(learner: Learner) -> list[bool]:
+    """Not empty once a learner was looked at."""
+    return []
 
 
 def _count(tasks: Tasks) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -82,8 +83,24 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 
 def can_compile() -> bool:
-    """Whether ``torch.compile`` can work here: on a CPU it needs a C++ compiler."""
-    return torch.cuda.is_available() or any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
+    """Whether ``torch.compile`` works here: it is tried once, on one line (some seconds).
+
+    On a CPU it needs a C++ compiler with its libraries and Python's headers, so that a compiler's name says too little.
+    """
+    cuda = torch.cuda.is_available()
+    if not cuda and not any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")):
+        return False
+    return _compiles("cuda" if cuda else "cpu")
+
+
+@functools.cache
+def _compiles(device: str) -> bool:
+    x = torch.ones(3, device=device)
+    try:
+        with torch.no_grad():
+            return torch.equal(torch.compile(lambda x: (x + 1).sin(), dynamic=False)(x), (x + 1).sin())
+    except Exception:  # of many kinds, from the compiler's and the linker's to those of missing files
+        return False
 
 
 def keep_memory() -> bool:

@@ -87,7 +87,7 @@ def conjugate_gradient(
 
     def damped(p: Params) -> Params:
         image = product(p)
-        return {n: image[n] + damping * p[n] for n in p} if damping else image
+        return {n: image[n] + damping * p[n] for n in p} if isinstance(damping, Tensor) or damping else image
 
     if start is None:
         x, r = {n: torch.zeros_like(v) for n, v in b.items()}, b

@@ -53,8 +53,11 @@ class Run(Protocol):
         """Fresh meta-parameters θ, drawn by ``generator``, on its device."""
         ...
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
-        """Draw a meta-batch and return the meta-gradient and the mean query loss (a scalar tensor)."""
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
+        """Draw a meta-batch and return the meta-gradient and the mean query loss (a scalar tensor).
+
+        ``iteration`` counts from 0, for what changes in the course of training, such as an annealed inner rate.
+        """
         ...
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
@@ -526,7 +529,7 @@ def _train(
     saved = started
     with _stop_requests() as stop, bar:
         while state.iteration < experiment.iterations:
-            gradient, loss = run.gradient(state.values(), generator)
+            gradient, loss = run.gradient(state.values(), generator, state.iteration)
             state.apply(gradient, outer_rate(experiment, state.iteration) * 0.5 ** len(state.returns))
             state.iteration += 1
             state.window.append(loss.detach())
@@ -578,17 +581,17 @@ def fastest(
     is tried on a GPU. A form that fails is passed over.
     """
     kinds = ["eager", "traced"] + ["captured"] * (device.type == "cuda")
-    kinds += ["compiled"] * (runtime.can_compile() and (budget is None or budget >= 900))
+    kinds += ["compiled"] * ((budget is None or budget >= 900) and runtime.can_compile())
     found: dict[str, float] = {}
     kept: dict[str, dict[str, Any]] = {}
     for form in kinds:
         draws = runtime.generator(0, device)
         try:
             run.use(form)
-            run.gradient(theta, draws)[1].item()  # recording, capturing or compiling
+            run.gradient(theta, draws, 0)[1].item()  # recording, capturing or compiling
             began, calls = time.monotonic(), 0
             while calls < 3 or (time.monotonic() - began < 2 and calls < 200):
-                run.gradient(theta, draws)[1].item()  # waits for the device
+                run.gradient(theta, draws, 0)[1].item()  # waits for the device
                 calls += 1
             found[form], kept[form] = (time.monotonic() - began) / calls, vars(run).copy()
         except RuntimeError as error:
@@ -687,7 +690,7 @@ def make_record(
 
 
 def fit(
-    gradient: Callable[[Params], tuple[Params, Tensor]],
+    gradient: Callable[[Params, int], tuple[Params, Tensor]],
     theta: Params,
     iterations: int,
     outer_rate: float = 1e-3,
@@ -698,7 +701,8 @@ def fit(
     """The outer loop for live cells: steps along a meta-gradient, with a progress bar and nothing kept on disk.
 
     Args:
-        gradient: ``gradient(theta) -> (gradient, losses)``; it draws its own tasks.
+        gradient: ``gradient(theta, iteration) -> (gradient, losses)``; it draws its own tasks. Iterations count from
+            0; what changes with them, such as ``learner.with_(rate=...)``, makes no new recording.
         theta: where to begin; left as it is.
         outer: ``"adam"``, or ``"sgd"`` for Reptile's plain step.
         final_rate: where ``outer_rate`` goes, linearly; by default it stays.
@@ -715,7 +719,7 @@ def fit(
     final = outer_rate if final_rate is None else positive(final_rate, "final outer rate", zero=True)
     history = []
     for iteration in tqdm(range(iterations), desc=label, unit="it", mininterval=1, leave=False):
-        step, losses = gradient(state.values())
+        step, losses = gradient(state.values(), iteration)
         state.apply(step, annealed(outer_rate, final, iteration / iterations))
         history.append(losses.detach().mean())
     return state.values(), torch.stack(history)

@@ -186,7 +186,7 @@ class OmniglotTraining:
             return self.learner.init(generator)
         return {name: value.to(self.device) for name, value in training.load_theta(self.experiment.start).items()}
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """Meta-gradient and mean query loss of a fresh meta-batch."""
         tasks = self.family.sample(self.experiment.meta_batch, generator)
         gradient, query_losses = self.chunked(self.learner, theta, tasks)
@@ -377,7 +377,7 @@ class ComparisonTraining:
         starts = [self.learner.init(runtime.generator(e.seed + s, device)) for s in range(e.seeds)]
         return {f"{s}/{name}": value for s, start in enumerate(starts) for name, value in start.items()}
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The estimator's gradient for every seed, and the mean query loss; the processor's seconds are counted."""
         e, gradients, all_losses = self.experiment, {}, []
         for s in range(e.seeds):

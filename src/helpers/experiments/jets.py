@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from helpers import evaluation, losses, metagradients, runtime
 from helpers.evaluation import Interval
 from helpers.experiments import Recorded
-from helpers.learners import RATE, GradientDescent, MinibatchDescent, Proximal
+from helpers.learners import GradientDescent, MinibatchDescent, Proximal
 from helpers.models import ConvNet, DeepSets, Model, Params, stacked
 from helpers.runtime import UserError
 from helpers.tasks import Examples, Tasks, jets, minibatches, whole
@@ -173,11 +173,7 @@ class Judge:
             tell anything.
         """
         count, seeds = len(tasks.query.y), len(next(iter(theta.values())))
-        # As an entry of θ the rate is no constant of the recording.
-        moving, _ = learner.split(theta)
-        rate = next(iter(theta.values())).new_full((seeds,), learner.rate)
-        theta = theta | {RATE + name: rate for name in moving}
-        learner, start, parts = learner.with_(rate=0.0, steps=1), learner.start(theta), []
+        learner, start, parts = learner.with_(steps=1), learner.start(theta), []
         for begin in range(0, count, self.chunk):
             rows = torch.arange(begin, begin + self.chunk).clamp(max=count - 1)  # the last chunk is filled up
             some = tree_map(lambda t, rows=rows: t[rows.to(t.device)], tasks)
@@ -356,7 +352,7 @@ class TaggingTraining:
         draws = (runtime.generator(e.seed + s, self.device) for s in range(e.seeds))
         return stacked([self.learner.init(one) for one in draws])
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The estimator's gradient for every seed, on tasks of its own, and the mean query loss."""
         e = self.experiment
         if e.method == "scratch":
@@ -534,7 +530,7 @@ class MatrixTraining:
         draws = [self.learner.init(runtime.generator(e.seed + s, self.device)) for s in range(e.seeds)]
         return stacked(draws * len(WINDOWS))
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The gradient of every tagger's cross-entropy on jets of its window, and its mean."""
         drawn = [family.sample(self.experiment.seeds, generator) for family in self.families]
         every = [Tasks(one, one) for one in map(whole, drawn)]
@@ -615,7 +611,7 @@ class CutsMeasured:
         """Nothing."""
         return {}
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """Nothing."""
         return {}, torch.zeros((), device=self.device)
 

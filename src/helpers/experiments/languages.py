@@ -206,7 +206,7 @@ class TranslationTraining:
         starts = [self.model.init(runtime.generator(e.seed + s, self.device)) for s in range(e.seeds)]
         return stacked(starts)
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The estimator's gradient for every seed, each on languages of its own, and the mean query loss."""
         e = self.experiment
         if e.method == "scratch":

@@ -112,7 +112,7 @@ class Training:
         """Fresh meta-parameters."""
         return self.learner.init(generator)
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """Meta-gradient and mean query loss of a fresh meta-batch."""
         tasks = self.family.sample(self.experiment.meta_batch, generator)
         gradient, query_losses = self.estimator(self.learner, theta, tasks)
@@ -188,7 +188,7 @@ class SinusoidTraining:
         tasks = family.sample(self.experiment.seeds * count, generator)
         return tree_map(lambda t: t.unflatten(0, (self.experiment.seeds, count)), tasks)
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The three gradients, each network on the same fresh tasks; the loss is MAML's, averaged over seeds."""
         tasks = self.tasks(self.experiment.meta_batch, self.experiment.queries, generator)
         plain = _hide(tasks)

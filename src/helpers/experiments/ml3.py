@@ -176,7 +176,7 @@ class Training:
         """Fresh parameters ψ of the learned loss, one set a seed: ``[seeds, ...]``."""
         return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The meta-gradient of every seed on tasks of its own, and the mean task loss after the inner loop."""
         gradient, after = self.estimator(theta, self.draw(self.experiment.meta_batch, generator))
         return gradient, after.mean()

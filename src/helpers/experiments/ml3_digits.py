@@ -215,7 +215,7 @@ class DigitsTraining:
         """θ ``[seeds, ...]``: the learned losses."""
         return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The meta-gradient of each seed on tasks of its own; the loss is the mean."""
         e, tasks = self.experiment, []
         for family in self.families:

@@ -407,7 +407,7 @@ class ModelFreeTraining:
         """``[seeds · policies, ...]`` as ``[seeds, policies, ...]``."""
         return tree_map(lambda t: t.unflatten(0, (self.experiment.seeds, -1)), tree)
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The sum over the updates of their one-step meta-gradients, and minus the mean return after them."""
         e = self.experiment
         goal = self.env.goals(e.seeds * e.goals, generator)

@@ -214,7 +214,7 @@ class SearchRun:
             LOG + name: value for name, value in log.items()
         }
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """PPO's gradient for every controller; at the beginning of a round, new proposals of all searches first."""
         s = self.search
         log = {name: value.clone() for name, value in below(theta, LOG).items()}

@@ -142,7 +142,7 @@ class TransferRun:
         shapes = {"rates": (rules,), "sweep": (rules, len(t.rates)), "scores": (rules, t.seeds, 4), "done": ()}
         return {RESULTS + name: torch.zeros(shape) for name, shape in shapes.items()}
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """Measure; what comes back as a gradient makes the outer step write the results down."""
         results = {name: value.clone() for name, value in below(theta, RESULTS).items()}
         done = int(results["done"])

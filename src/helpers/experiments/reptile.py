@@ -105,7 +105,7 @@ class OmniglotTraining:
         tasks = self.family.sample(e.meta_batch, generator)
         return Tasks(minibatches(tasks.support, e.inner_batch, e.inner_steps, generator), tasks.query)
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """θ − mean φ over a fresh meta-batch, and the mean query loss."""
         step, query_losses = self.estimator(self.learner, theta, self.tasks(generator))
         return step, query_losses.mean()
@@ -241,7 +241,7 @@ class CombinationsTraining:
         theta = self.learner.init(generator)
         return {f"{kind}/{name}": value for kind in self.weights for name, value in theta.items()}
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The ten combinations on the same task, in the units of the inner rate; the loss is the mean of all, each
         measured on the first minibatch after its inner path."""
         e, gradients, all_losses = self.experiment, {}, []
@@ -345,7 +345,7 @@ class SineTraining:
         e = self.experiment
         return e.family().wave(e.seeds * count, e.points, generator)
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """θ − φ of each seed on a wave of its own, and the mean error on the whole wave after the inner round."""
         e = self.experiment
         wave = self.waves(1, generator)

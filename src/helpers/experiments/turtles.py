@@ -143,7 +143,7 @@ class Training:
         """θ with keys such as ``linear1.weight`` ``[seeds, in, out]``."""
         return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The gradient of the kind, on fresh families; the loss is averaged over seeds."""
         experiment = self.experiment
         if experiment.kind == "random":
@@ -250,7 +250,7 @@ class Training:
         family, seeds = self.experiment.family("test"), self.experiment.seeds
         tasks = family.tasks(family.draw(seeds, generator), self.experiment.meta_batch, generator)
         both = {
-            "training": lambda: self.gradient(theta, generator),
+            "training": lambda: self.gradient(theta, generator, 0),
             "new_family": lambda: self.estimator(self.learner, theta, tasks),
         }
         taken = {}

@@ -269,7 +269,7 @@ class WayTraining:
             theta |= {f"{s}/{name}": value for name, value in one.items()}
         return theta
 
-    def gradient(self, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The meta-gradient of every seed, each on tasks of its own; what is not trained has none."""
         e, gradients, found = self.experiment, {}, []
         for s in range(e.seeds if theta else 0):
