@@ -32,10 +32,14 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
-from helpers import losses, metagradients, runtime
-from helpers.learners import GradientDescent
-from helpers.models import EPSILON, MLP, ConvNet, Params
-from helpers.tasks import Examples, Sinusoids, Tasks
+from helpers import errors, estimators, losses, runtime
+from helpers.learners.descent import GradientDescent
+from helpers.models.convnet import ConvNet
+from helpers.models.layers import EPSILON
+from helpers.models.mlp import MLP
+from helpers.numerics import tracing
+from helpers.tasks.sinusoid import Sinusoids
+from helpers.types import Examples, Params, Tasks
 
 Gradient = Callable[[], Params]  # computes one meta-gradient
 EAGER, TRACED, COMPILED = "this engine, eager", "this engine, traced", "this engine, compiled"
@@ -98,7 +102,7 @@ def cases() -> list[Case]:
     return [
         Case("sinusoid-mlp", sinusoid, 25, None),
         Case("omniglot-conv-1", omniglot, 32, 4),
-        Case("omniglot-conv-5", omniglot.with_(steps=5), 32, 4),
+        Case("omniglot-conv-5", omniglot.replace(steps=5), 32, 4),
     ]
 
 
@@ -107,13 +111,13 @@ def cases() -> list[Case]:
 
 def engine(case: Case, theta: Params, tasks: Tasks, form: str) -> Gradient:
     """The meta-gradient by this engine: as it is, traced, or compiled."""
-    estimator = metagradients.maml
+    estimator = estimators.maml
     if form == TRACED:
-        estimator = metagradients.traced(estimator)
+        estimator = tracing.traced(estimator)
     elif form == COMPILED:
-        estimator = metagradients.compiled(estimator)
+        estimator = tracing.compiled(estimator)
     # Eager, the whole batch at once: fewer operations. Otherwise a few tasks at a time: they stay in the cache.
-    estimator = metagradients.chunked(estimator, None if form == EAGER else case.chunk)
+    estimator = estimators.chunked(estimator, None if form == EAGER else case.chunk)
     return lambda: estimator(case.learner, theta, tasks)[0]
 
 
@@ -298,7 +302,7 @@ def agree(
     errors = {name: error(gradient, reference) for name, gradient in found.items()}
     wrong = [f"{name} ({e:.1e})" for name, e in errors.items() if not e <= TOLERANCE[dtype]]
     if wrong:
-        raise runtime.UserError(
+        raise errors.UserError(
             f"{case.name}: the meta-gradient of {', '.join(wrong)} is off by over {TOLERANCE[dtype]:g} in {dtype}, "
             "so nothing was timed: mend that first"
         )
@@ -412,7 +416,7 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except runtime.UserError as mistake:
+    except errors.UserError as mistake:
         print(f"metabook: {mistake}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What `pytest --nbval notebooks` compares, and how: as `make test` does, by `helpers.compare`."""
+"""What `pytest --nbval notebooks` compares, and how: as `make test` does, by `helpers.site.compare`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import MethodType
 
 import pytest
 
-from helpers import compare
+from helpers.site import compare
 
 # As in `make book`: one thread each, because the order of a sum, and so its rounding, depends on the number of threads.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", VECLIB_MAXIMUM_THREADS="1")

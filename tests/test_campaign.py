@@ -15,13 +15,14 @@ import torch
 import yaml
 from refusals import refused
 
-from helpers import campaign, cli, experiments, runtime, training
+from helpers import campaign, cli, experiments, runtime
+from helpers.lab import checkpoints
 
 QUICK = ("maml-sinusoid-5", "turtles-random")  # from nothing; the first needs minutes, the second seconds
 
 
 def iteration(folder, name=QUICK[0]):
-    return training.read_checkpoint(folder / "checkpoints" / f"{name}.safetensors.xz")[1]["iteration"]
+    return checkpoints.read_checkpoint(folder / "checkpoints" / f"{name}.safetensors.xz")[1]["iteration"]
 
 
 def command(out, data, minutes):
@@ -79,7 +80,7 @@ def brought(folder, name, change=lambda header: None, record=None, iterations=3)
     tiny = experiments.find(name)
     work = folder / "work"
     generator = runtime.generator(0)
-    state = training.State({"w": torch.zeros(2)}, 1e-3, generator)
+    state = checkpoints.State({"w": torch.zeros(2)}, 1e-3, generator)
     state.iteration = iterations
     path = work / "checkpoints" / f"{name}.safetensors.xz"
     config = tiny.config()
@@ -167,17 +168,17 @@ def test_a_plan_that_is_none_is_refused(tmp_path, text):
 
 
 def test_a_wrong_gradient_is_refused(monkeypatch):
-    from helpers import metagradients
+    from helpers import estimators
 
     assert campaign.check_gradient(torch.device("cpu")) == 0
-    right, calls = metagradients.maml, []
+    right, calls = estimators.maml, []
 
     def wrong(*arguments):
         gradient, values = right(*arguments)
         calls.append(1)
         return {name: g * (1.01 if len(calls) == 2 else 1) for name, g in gradient.items()}, values
 
-    monkeypatch.setattr(metagradients, "maml", wrong)
+    monkeypatch.setattr(estimators, "maml", wrong)
     assert "do not train there" in refused(lambda: campaign.check_gradient(torch.device("cpu")))
 
 

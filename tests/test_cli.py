@@ -18,8 +18,10 @@ import test_jets
 import test_training
 import torch
 
-from helpers import book, checks, cli, experiments, runtime, training
-from helpers.runtime import UserError
+from helpers import cli, experiments, runtime
+from helpers.errors import UserError
+from helpers.lab import checkpoints, training
+from helpers.site import checks, runner
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
@@ -133,7 +135,7 @@ def test_an_unexpected_file_error_is_one_sentence(project, capsys, monkeypatch):
     def fails(*_, **__):
         raise PermissionError(13, "Permission denied", "/somewhere")
 
-    monkeypatch.setattr(book, "run_chapters", fails)
+    monkeypatch.setattr(runner, "run_chapters", fails)
     assert call(capsys, "run") == (2, "", "metabook: Permission denied (/somewhere)\n")
 
 
@@ -156,7 +158,7 @@ def test_bad_durations(text):
 
 def test_run_hands_everything_on(project, capsys, monkeypatch):
     calls = []
-    monkeypatch.setattr(book, "run_chapters", lambda *a, **k: calls.append((a, k)) or {"01_one": Path("there")})
+    monkeypatch.setattr(runner, "run_chapters", lambda *a, **k: calls.append((a, k)) or {"01_one": Path("there")})
     words = ["01", "--profile", "quick", "--parameters", "seed=3", "rate=0.1", "-p", "name=x", "flag=true", "--force"]
     assert call(capsys, "run", *words, "--out", "o") == (0, "there\n", "")
     values = {"seed": 3, "rate": 0.1, "name": "x", "flag": True}
@@ -230,29 +232,30 @@ JETS = [
 
 
 def test_data_prints_the_counts_of_jets(jet_file, capsys, monkeypatch):
-    from helpers.tasks import jet_simulation
+    from helpers.tasks.jets import simulation
 
-    monkeypatch.setattr(jet_simulation, "generate", lambda *_: pytest.fail("nothing is to be simulated"))
+    monkeypatch.setattr(simulation, "generate", lambda *_: pytest.fail("nothing is to be simulated"))
     status, out, err = call(capsys, "data", "jets")
     assert (status, err) == (0, "") and out.splitlines() == [*JETS, f"  sha256 {jet_file}"]
 
 
 def test_jets_are_simulated_where_a_number_is_given(jet_file, capsys, monkeypatch):
-    from helpers.tasks import jet_simulation
+    from helpers.tasks.jets import simulation
 
     asked = []
-    monkeypatch.setattr(jet_simulation, "generate", asked.append)
+    monkeypatch.setattr(simulation, "generate", asked.append)
     assert call(capsys, "data", "jets", "--jets", "40")[1].splitlines() == [*JETS, f"  sha256 {jet_file}"]
     assert asked == [40]
 
 
 def test_without_pythia_one_sentence_says_what_to_install(jet_file, capsys, monkeypatch):
-    from helpers.tasks import jet_simulation, jets
+    from helpers.tasks import jets
+    from helpers.tasks.jets import simulation
 
     def missing(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(jet_simulation, "import_module", missing)
+    monkeypatch.setattr(simulation, "import_module", missing)
     before = jets.home().read_bytes()
     status, out, err = call(capsys, "data", "jets", "--jets", "20")
     assert (status, out) == (2, "") and err.startswith("metabook: ") and err.count("\n") == 1
@@ -373,7 +376,7 @@ def test_queue_goes_on_after_any_error_and_says_so_at_the_end(project, capsys, m
 
 
 def test_queue_passes_over_what_was_given_up(project, capsys, monkeypatch):
-    monkeypatch.setattr(training, "given_up", lambda experiment: experiment.name == "first")
+    monkeypatch.setattr(checkpoints, "given_up", lambda experiment: experiment.name == "first")
     status, out, _ = train(capsys, "--queue", "paper")
     assert status == 0 and out.startswith("first: given up;") and "second: 60 iterations" in out
 
@@ -389,7 +392,7 @@ def test_ctrl_c_ends_with_130(project, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(book, "run_chapters", interrupted)
+    monkeypatch.setattr(runner, "run_chapters", interrupted)
     status, out, err = call(capsys, "run")
     assert (status, out) == (130, "") and err.startswith("metabook: stopped; ") and err.count("\n") == 1
 

@@ -10,10 +10,10 @@ import torch
 from scipy import stats
 
 import helpers
-from helpers.models import MLP
+from helpers.models.mlp import MLP
+from helpers.optimizers.controller import drawn
 from helpers.runtime import generator
-from helpers.search import drawn
-from helpers.tasks import Sinusoids
+from helpers.tasks.sinusoid import Sinusoids
 
 # The same under PyTorch 2.5.0 and 2.13.0.
 FIRST = {

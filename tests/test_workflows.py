@@ -8,8 +8,8 @@ import sys
 import pytest
 import yaml
 
-from helpers import checks
 from helpers.runtime import root
+from helpers.site import checks
 
 FOLDER = root() / ".github" / "workflows"
 WORKFLOWS = sorted(path.name for path in FOLDER.glob("*.yml"))

@@ -10,42 +10,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-# The floors of the package, lowest first (book/architecture.md); a module that is on none of them is listed last.
-FLOORS = [
-    (
-        "Floor 0: foundations",
-        (
-            "runtime",
-            "validate",
-            "types",
-            "operations",
-            "tracing",
-            "models",
-            "architectures",
-            "sequence",
-            "solvers",
-            "tasks",
-        ),
-    ),
-    (
-        "Floor 1: the boxes of the machine",
-        (
-            "losses",
-            "learners",
-            "amortized",
-            "levels",
-            "metagradients",
-            "optimizers",
-            "populations",
-            "search",
-            "differences",
-        ),
-    ),
-    ("Floor 2: training and reporting", ("training", "evaluation", "records", "figures")),
-    ("Floor 3: experiments", ("experiments",)),
-    ("Floor 4: command line and book", ("cli", "campaign", "book", "compare", "checks")),
-]
-
+from helpers.site.floors import FLOORS
 
 def modules() -> list[str]:
     """The full names of all modules of ``helpers`` that there are."""
@@ -59,12 +24,10 @@ class HelperReference(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         names = modules()
-        sections, placed = [], set()
-        for title, heads in FLOORS:
-            here = [name for head in heads for name in names if name.split(".")[1] == head]
-            placed.update(here)
-            sections.append((title, here))
-        sections.append(("Further modules", [name for name in names if name not in placed]))
+        sections = []
+        for number, floor in enumerate(FLOORS):
+            here = [name for room in floor.rooms for name in names if name.split(".")[1] == room]
+            sections.append((f"Floor {number}: {', '.join(floor.rooms)}", here))
         return [self.floor(title, here) for title, here in sections if here]
 
     def floor(self, title: str, names: list[str]) -> nodes.section:
@@ -80,6 +43,20 @@ class HelperReference(SphinxDirective):
         return section
 
 
+class HelperFloors(SphinxDirective):
+    """The table of the floors, the highest first."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = ["| floor | folders and modules | what stands there |", "|:---:|:---|:---|"]
+        for number, floor in reversed(list(enumerate(FLOORS))):
+            rooms = ", ".join(f"`{room}`" for room in floor.rooms)
+            rows.append(f"| {number} | {rooms} | {floor.purpose.replace('``', '`').replace('|', ';')} |")
+        lines = [":::{table} Floors of the package", ":name: tab-floors", "", *rows, ":::"]
+        holder = nodes.container()
+        self.state.nested_parse(StringList(lines, source=self.get_source_info()[0]), 0, holder)
+        return holder.children
+
+
 def skip_member(app, what, name, member, skip, options):
     """Leave out what Python itself says about the fields of a named tuple: "Alias for field number 0"."""
     return True if str(getattr(member, "__doc__", "")).startswith("Alias for field number") else None
@@ -87,6 +64,7 @@ def skip_member(app, what, name, member, skip, options):
 
 def setup(app):
     app.add_directive("helper-reference", HelperReference)
+    app.add_directive("helper-floors", HelperFloors)
     app.connect("autodoc-skip-member", skip_member)
     # MathJax from an installed package, so that formulas show without a network; without the package, from its CDN.
     if importlib.util.find_spec("sphinx-mathjax-offline"):

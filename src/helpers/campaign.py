@@ -28,11 +28,12 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from helpers import experiments, metagradients, records, runtime, training
-from helpers.runtime import UserError
+from helpers import estimators, experiments, runtime
+from helpers.errors import UserError
+from helpers.lab import checkpoints, records, training
 
 PACKS, PACK_BYTES = 6, 14_000_000  # at most so many files, each at most so large
-SUFFIXES = {training.SUFFIX: "checkpoints", ".json": "records", ".csv.gz": "records"}
+SUFFIXES = {checkpoints.SUFFIX: "checkpoints", ".json": "records", ".csv.gz": "records"}
 GRACE = {"cuda": 90.0, "cpu": 240.0}  # at most so many seconds at the end are for the evaluations
 STOP = 20.0  # seconds in which a process that is asked to stop must have written its checkpoint
 
@@ -64,17 +65,17 @@ def check_gradient(device: torch.device) -> float:
         UserError: if they differ by more than rounding, relative to the gradient's norm.
     """
     from helpers import losses
-    from helpers.learners import GradientDescent
-    from helpers.models import ConvNet
-    from helpers.tasks import Examples, Tasks
+    from helpers.learners.descent import GradientDescent
+    from helpers.models.convnet import ConvNet
+    from helpers.types import Examples, Tasks
 
     draws = runtime.generator(0)
     learner = GradientDescent(ConvNet(5), losses.cross_entropy, 0.4, 1)
     labels = torch.arange(5).expand(4, 5)
     images = [Examples(torch.rand(4, 5, 1, 28, 28, generator=draws), labels) for _ in range(2)]
     theta, tasks = learner.init(draws), Tasks(*images)
-    here, _ = metagradients.maml(learner, theta, tasks)
-    there, _ = metagradients.maml(
+    here, _ = estimators.maml(learner, theta, tasks)
+    there, _ = estimators.maml(
         learner,
         {name: value.to(device) for name, value in theta.items()},
         Tasks(*(Examples(*(t.to(device) for t in part)) for part in tasks)),
@@ -152,7 +153,7 @@ def run(
 def _done(experiment, data: Path) -> bool:
     """Whether a folder holds the whole run of exactly this experiment; a damaged record is made anew."""
     try:
-        return training.complete(experiment, data / "records")
+        return checkpoints.complete(experiment, data / "records")
     except UserError:
         return False
 
@@ -194,7 +195,7 @@ def _side_by_side(
 
 def _start(name: str, budget: float, device: str, data: Path, work: Path, save_every: float) -> subprocess.Popen:
     """Train one experiment in a process of its own; the committed checkpoint is where it begins."""
-    for kind, suffix in (("checkpoints", training.SUFFIX), ("records", ".json")):
+    for kind, suffix in (("checkpoints", checkpoints.SUFFIX), ("records", ".json")):
         source, target = data / kind / f"{name}{suffix}", work / kind / f"{name}{suffix}"
         if source.exists() and not target.exists():
             shutil.copyfile(source, target)
@@ -253,8 +254,6 @@ def _stop(running: dict[str, subprocess.Popen], say: Callable[[str], None]) -> N
 
 
 # ---------------------------------------- packing and merging
-
-
 def pack(out: Path, data: Path, say: Callable[[str], None] = print) -> list[Path]:
     """Put the checkpoints and records of a campaign into at most six files of at most 14 MB.
 
@@ -264,7 +263,8 @@ def pack(out: Path, data: Path, say: Callable[[str], None] = print) -> list[Path
         old.unlink()
     bins: list[tuple[int, list[Path]]] = []
     for name in sorted(
-        path.name.removesuffix(training.SUFFIX) for path in (out / "work" / "checkpoints").glob(f"*{training.SUFFIX}")
+        path.name.removesuffix(checkpoints.SUFFIX)
+        for path in (out / "work" / "checkpoints").glob(f"*{checkpoints.SUFFIX}")
     ):
         files = [out / "work" / kind / f"{name}{suffix}" for suffix, kind in SUFFIXES.items()]
         files = [path for path in files if path.exists()]
@@ -350,19 +350,19 @@ def _members(pack: Path) -> list[tuple[tuple[str, str], bytes]]:
 def _take(name: str, files: dict[str, bytes], data: Path) -> str:
     """Write one run into ``data`` if it may replace what is there; says how far it got."""
     experiment = experiments.find(name)
-    if training.SUFFIX not in files:
+    if checkpoints.SUFFIX not in files:
         raise UserError("it has no checkpoint")
-    incoming = data / "checkpoints" / f".{name}.incoming{training.SUFFIX}"
-    runtime.write_atomically(incoming, files[training.SUFFIX])
+    incoming = data / "checkpoints" / f".{name}.incoming{checkpoints.SUFFIX}"
+    runtime.write_atomically(incoming, files[checkpoints.SUFFIX])
     try:
-        _, header = training.read_checkpoint(incoming)
+        _, header = checkpoints.read_checkpoint(incoming)
     finally:
         incoming.unlink()
-    if header["config"] != training.configuration(experiment):
+    if header["config"] != checkpoints.configuration(experiment):
         raise UserError("it is of another configuration than the experiment")
-    target = data / "checkpoints" / f"{name}{training.SUFFIX}"
+    target = data / "checkpoints" / f"{name}{checkpoints.SUFFIX}"
     if target.exists():
-        _, present = training.read_checkpoint(target)
+        _, present = checkpoints.read_checkpoint(target)
         if present["config"] == header["config"] and present["iteration"] >= header["iteration"]:
             raise UserError(f"it is no further than what is there, iteration {present['iteration']:,}")
     record: dict[str, Any] | None = None
@@ -372,7 +372,7 @@ def _take(name: str, files: dict[str, bytes], data: Path) -> str:
             raise ValueError
     except ValueError:
         raise UserError("its record is damaged") from None
-    runtime.write_atomically(target, files[training.SUFFIX])
+    runtime.write_atomically(target, files[checkpoints.SUFFIX])
     progress = f"{header['iteration']:,} of {experiment.iterations:,} iterations"
     if record is None or record["iterations"]["done"] != header["iteration"] or record["config"] != header["config"]:
         return f"{progress}, without a record: `metabook train {name} --budget 1s` goes on and writes it"

@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from helpers.runtime import UserError, root
+from helpers.errors import UserError
+from helpers.runtime import root
 
 # What only one command needs is imported there: `metabook train` then works with torch, numpy and four small packages.
-
 QUEUES = ("paper",)  # the catalogue of experiments, the most important first
 
 
@@ -52,16 +52,15 @@ def parameter(text: str) -> tuple[str, Any]:
 
 
 # ---------------------------------------- commands; each returns an exit status, None standing for 0
-
-
 def run(options: argparse.Namespace) -> None:
     """Execute copies of chapters."""
-    from helpers import book, runtime
+    from helpers import runtime
+    from helpers.site import runner
 
     values = dict(pair for group in options.parameters for pair in group)
     if "device" in values:  # known to be wrong now, not after the chapter's first cells
         runtime.pick_device(str(values["device"]))
-    done = book.run_chapters(options.chapter, options.profile, values, options.out, force=options.force)
+    done = runner.run_chapters(options.chapter, options.profile, values, options.out, force=options.force)
     for path in done.values():
         print(path)
 
@@ -96,14 +95,14 @@ def train(options: argparse.Namespace) -> int | None:
 
 
 def _train(experiment, budget: float | None, settings: dict[str, Any]) -> None:
-    from helpers import training
+    from helpers.lab import training
 
     training.train(experiment, budget=budget, **settings)
 
 
 def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
     """Train experiments in this order until the time is spent; one that cannot be trained does not stop the others."""
-    from helpers import training
+    from helpers.lab import checkpoints
 
     started, failed = time.monotonic(), []
     for experiment in chosen:
@@ -112,9 +111,9 @@ def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
             print(f"the time is spent; {experiment.name} is next")
             break
         try:
-            if training.complete(experiment):
+            if checkpoints.complete(experiment):
                 print(f"{experiment.name}: complete, nothing to do")
-            elif training.given_up(experiment):
+            elif checkpoints.given_up(experiment):
                 print(f"{experiment.name}: given up; `metabook train {experiment.name} --fresh` starts over")
             else:
                 _train(experiment, left, settings)
@@ -145,7 +144,7 @@ def campaign(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> int:
     """Run the tiers of checks."""
-    from helpers import checks
+    from helpers.site import checks
 
     return checks.run(options.tier, all_records=options.all)
 
@@ -195,9 +194,9 @@ def _jets(per_window: int | None) -> None:
     from helpers.tasks import jets
 
     if per_window is not None:
-        from helpers.tasks import jet_simulation
+        from helpers.tasks.jets import simulation
 
-        jet_simulation.generate(per_window)
+        simulation.generate(per_window)
     found = jets.load()
     for (process, shower, split), windows in found.counts().items():
         print(f"jets {split}: {process} with {shower}, {' + '.join(f'{count:,}' for count in windows)} jets")
@@ -206,10 +205,10 @@ def _jets(per_window: int | None) -> None:
 
 def _names(extract: bool) -> None:
     """Take names from Babel where that is asked for, then say what the file holds."""
-    from helpers.tasks import names
+    from helpers.tasks import names, names_extraction
 
     if extract:
-        names.extract()
+        names_extraction.extract()
     found = names.load()
     for code, language in found.languages.items():
         counts = ", ".join(f"{count:,} {what}" for what, count in found.counts(code).items())
@@ -220,8 +219,6 @@ def _names(extract: bool) -> None:
 
 
 # ---------------------------------------- grammar
-
-
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one sentence."""
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from helpers.models import MLP, Params, below
-from helpers.runtime import UserError
+from helpers.errors import UserError
+from helpers.models.layers import subtree
+from helpers.models.mlp import MLP
+from helpers.types import Params
 from helpers.validate import same_shape, whole
 
 LOSS = "loss:"  # prefix, in θ, of the parameters of a learned loss
@@ -148,7 +150,7 @@ class LearnedLoss:
 
     def each(self, theta: Params, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
         """The loss of every example, ``[n]``."""
-        values = self.body(below(theta, LOSS), self.features(x, outputs, y))[:, 0]
+        values = self.body(subtree(theta, LOSS), self.features(x, outputs, y))[:, 0]
         return functional.softplus(values) if self.positive else values
 
     def __call__(self, theta: Params, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:

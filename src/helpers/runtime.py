@@ -18,13 +18,7 @@ from typing import Any
 
 import torch
 
-
-class UserError(Exception):
-    """A mistake that the reader can mend: one sentence that says what is wrong and what to do about it."""
-
-
-class DataAbsent(UserError):
-    """A raw data set, which is no part of the repository, is not on this machine and could not be downloaded."""
+from helpers.errors import UserError
 
 
 def root() -> Path:

@@ -1,8 +1,11 @@
-"""What the parts of the machine promise each other.
+"""The nouns of the book, and what the parts of the machine promise each other.
 
 Any estimator meets any learner: the result is right, or refused in one sentence. An estimator asks for as little as it
 can. :class:`Learner` is enough to differentiate a task loss, whatever happens inside. What takes the inner loop apart
 rests on :class:`Descent`, and refuses a learner that has replaced a part which the estimator does not call.
+
+All of them are pure functions of what they are given: parameters are dictionaries of tensors, randomness comes from an
+explicit generator, and what varies during training is a value, never a constant of a recorded program.
 """
 
 from __future__ import annotations
@@ -10,15 +13,77 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from helpers.models import Params
-from helpers.tasks import Tasks
+__all__ = ["Descent", "Estimator", "Examples", "Learner", "Model", "Params", "Started", "TaskFamily", "Tasks"]
 
-__all__ = ["Descent", "Estimator", "Learner"]
+Params = dict[str, Tensor]
+
+
+class Model(Protocol):
+    """A network family: how its parameters begin, how they are applied, and which of them a learner adapts.
+
+    Attributes:
+        head: what the names of the last layer's parameters begin with, such as ``"head."``.
+    """
+
+    @property
+    def head(self) -> str: ...
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params: ...
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor: ...
+
+    def is_adapted(self, name: str) -> bool: ...
+
+
+class Examples(NamedTuple):
+    """Inputs and targets of a batch of tasks; both have a leading task axis.
+
+    Attributes:
+        x: inputs, ``[tasks, examples, ...]``.
+        y: targets, ``[tasks, examples, ...]`` (regression) or ``[tasks, examples]`` class numbers (classification).
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+class Tasks(NamedTuple):
+    """A batch of tasks: what the learner adapts on, and what the adapted learner is judged on.
+
+    Attributes:
+        support: the examples that the inner loop sees (the training set of the task).
+        query: the examples that the outer loss is computed on (the test set of the task).
+    """
+
+    support: Examples
+    query: Examples
+
+
+class Started(NamedTuple):
+    """Tasks that also say where the inner loop begins, for learners whose θ is not an initialization.
+
+    Attributes:
+        support: as in :class:`Tasks`.
+        query: as in :class:`Tasks`.
+        start: the optimizee's first parameters, a dictionary of tensors ``[tasks, ...]``.
+    """
+
+    support: Examples
+    query: Examples
+    start: dict[str, Tensor]
+
+
+class TaskFamily(Protocol):
+    """A distribution over tasks, p(T)."""
+
+    def sample(self, n_tasks: int, generator: torch.Generator) -> Tasks:
+        """Draw ``n_tasks`` independent tasks; all randomness comes from ``generator``."""
+        ...
 
 
 @runtime_checkable
@@ -39,7 +104,7 @@ class Descent(Learner, Protocol):
     """A learner that adapts by steps, each along an inner gradient.
 
     A subclass says where it starts, what a step descends and how it moves; ``adapt`` and ``task_loss`` follow from
-    that. So :func:`~helpers.metagradients.stepwise` and others may go through the steps by themselves.
+    that. So :func:`~helpers.estimators.explicit.stepwise` and others may go through the steps by themselves.
 
     Attributes:
         steps: number of inner steps; None where the support set says it.
@@ -102,7 +167,7 @@ class Descent(Learner, Protocol):
         """Query loss after adaptation: the summand of the meta-objective, a scalar for one task."""
         return self.query_loss(self.adapt(theta, task.support, start=self.begin(theta, task)), task.query)
 
-    def with_(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> Self:
         """A copy with some attributes changed, such as ``steps=10``."""
         return replace(self, **changes)
 

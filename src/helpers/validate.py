@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from helpers.runtime import UserError
+from helpers.errors import UserError
 
 __all__ = ["finite", "one_of", "positive", "same_shape", "whole"]
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
 from torch.utils._pytree import tree_map
 
-from helpers import evaluation, losses, metagradients, runtime, tracing, training
-from helpers.experiments import OnOmniglot, Recorded, part
-from helpers.learners import GradientDescent, HessianFree, MinibatchAdam, Proximal
-from helpers.models import ConvNet, Params
-from helpers.solvers import conjugate_gradient
-from helpers.tasks import Examples, FewShot, Tasks, minibatches, whole
+from helpers import errors, estimators, losses, runtime
+from helpers.experiments.base import OnOmniglot
+from helpers.lab import checkpoints, evaluation, statistics
+from helpers.learners.proximal import HessianFree, Proximal
+from helpers.models.convnet import ConvNet
+from helpers.numerics import tracing
+from helpers.numerics.solvers import conjugate_gradient
+from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses, hashed_order
+from helpers.types import Params, Tasks
 
 TEST_SEED = 20_190_910  # of the test tasks; the same tasks for every experiment and every evaluation
 WATCH_SEED = 20_190_911  # of tasks of training characters, on which a run is watched
@@ -57,7 +58,7 @@ class Omniglot(OnOmniglot):
         chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.
         start: the experiment whose meta-parameters are the first ones; fresh ones if there is none.
         watched: the metric of the points on the way by which training notices that the run loses its footing
-            (:func:`helpers.training.steady`); none for a run that is not watched.
+            (:func:`helpers.lab.schedules.steady`); none for a run that is not watched.
     """
 
     name: str
@@ -100,8 +101,8 @@ class Omniglot(OnOmniglot):
         """Digests of the images and of the split, and of the start."""
         if not self.start:
             return super().data()
-        start = training.load_theta(self.start)
-        return super().data() | {"start": self.start, "start_sha256": training.digest("", start)}
+        start = checkpoints.load_theta(self.start)
+        return super().data() | {"start": self.start, "start_sha256": checkpoints.digest("", start)}
 
     def learner(self) -> Proximal:
         """Network, loss and inner loop."""
@@ -113,7 +114,7 @@ class Omniglot(OnOmniglot):
             "norm-last": ConvNet(self.ways, head_scale=0.0, norm_last=True, **ends),
         }
         if self.network not in networks:
-            raise runtime.UserError(f"there is no network {self.network!r}: use {', '.join(networks)}")
+            raise errors.UserError(f"there is no network {self.network!r}: use {', '.join(networks)}")
         model = networks[self.network]
         settings = {"strength": self.strength, "query_sets": self.query_sets}
         if self.solver == "hessian-free":
@@ -164,14 +165,14 @@ class OmniglotTraining:
         self.use("compiled" if compiled else "traced")
 
     def use(self, form: str) -> None:
-        """Run the estimator in one of the forms of ``helpers.tracing.FORMS``."""
+        """Run the estimator in one of the forms of ``helpers.numerics.tracing.FORMS``."""
         e = self.experiment
         solver = partial(conjugate_gradient, steps=e.cg_steps, damping=e.damping)
         pieces = "traced" if form == "captured" else form
-        self.estimator = metagradients.imaml(solver, by=tracing.FORMS[pieces] if form != "eager" else None)
+        self.estimator = estimators.ImplicitGradient(solver, by=tracing.FORMS[pieces] if form != "eager" else None)
         whole = tracing.captured(self.estimator) if form == "captured" else self.estimator
         # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
-        self.chunked = metagradients.chunked(whole, e.chunk if self.device.type == "cpu" else None)
+        self.chunked = estimators.chunked(whole, e.chunk if self.device.type == "cpu" else None)
 
     def draw(self, classes: ImageClasses, seed: int = TEST_SEED, count: int | None = None) -> Tasks:
         """``count`` tasks (those of a test), drawn on the CPU so that they are the same on every device."""
@@ -184,7 +185,7 @@ class OmniglotTraining:
         """The first meta-parameters."""
         if not self.experiment.start:
             return self.learner.init(generator)
-        return {name: value.to(self.device) for name, value in training.load_theta(self.experiment.start).items()}
+        return {name: value.to(self.device) for name, value in checkpoints.load_theta(self.experiment.start).items()}
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """Meta-gradient and mean query loss of a fresh meta-batch."""
@@ -192,7 +193,7 @@ class OmniglotTraining:
         gradient, query_losses = self.chunked(self.learner, theta, tasks)
         return gradient, query_losses.mean()
 
-    def spot_check(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def spot_check(self, theta: Params) -> dict[str, statistics.Interval]:
         """The accuracies on the first test tasks alone: for the points on the way, and to check a record."""
         some = tree_map(lambda t: t[: self.experiment.spot_tasks], self.tests["test"])
         measured = self._accuracies(theta, some, (self.experiment.headline_steps,))
@@ -202,242 +203,44 @@ class OmniglotTraining:
         chunk = 25 if self.device.type == "cpu" else 300
         return evaluation.adaptation_curve(learner, theta, tasks, steps, losses.accuracy, together, chunk=chunk)
 
-    def _accuracies(self, theta: Params, tasks: Tasks, steps: tuple[int, ...]) -> dict[str, evaluation.Interval]:
+    def _accuracies(self, theta: Params, tasks: Tasks, steps: tuple[int, ...]) -> dict[str, statistics.Interval]:
         """``{kind}_accuracy_{steps}``, for the headline's steps also from the first tasks; ``test_accuracy`` first."""
         e, measured = self.experiment, {}
         for kind, transductive in (("transductive", True), ("inductive", False)):
             for s, values in zip(steps, self._curve(self.learner, theta, tasks, steps, transductive), strict=True):
-                measured[f"{kind}_accuracy_{s}"] = evaluation.interval(values)
+                measured[f"{kind}_accuracy_{s}"] = statistics.interval(values)
                 if s == e.headline_steps:
-                    measured[f"spot_{kind}_accuracy_{s}"] = evaluation.interval(values[: e.spot_tasks])
+                    measured[f"spot_{kind}_accuracy_{s}"] = statistics.interval(values[: e.spot_tasks])
         return {"test_accuracy": measured[f"transductive_accuracy_{e.headline_steps}"]} | measured
 
-    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Accuracies, transductive and not; on the leaking split; without the pull; and how well the solvers solved."""
         e, headline = self.experiment, (self.experiment.headline_steps,)
         measured = self._accuracies(theta, self.tests["test"], e.test_steps)
         leaking = self._curve(self.learner, theta, self.tests["leaking"], headline)
-        measured["leaking_accuracy"] = evaluation.interval(leaking)
-        measured["leaking_share_trained"] = evaluation.Interval(self.share_trained, float("nan"), 1)
+        measured["leaking_accuracy"] = statistics.interval(leaking)
+        measured["leaking_share_trained"] = statistics.Interval(self.share_trained, float("nan"), 1)
         # The released test script adapts without the proximal term. (No strength at all is not a proximal problem.)
         if e.solver == "gradient":
-            free = self.learner.with_(strength=1e-30)
+            free = self.learner.replace(strength=1e-30)
             unpulled = self._curve(free, theta, self.tests["test"], headline)
-            measured["unpulled_accuracy"] = evaluation.interval(unpulled)
+            measured["unpulled_accuracy"] = statistics.interval(unpulled)
         measured |= self._diagnosis(theta, self.tests["test"], "solver")
         return measured | (self._diagnosis(theta, self.watched, "spot") if e.watched else {})
 
-    def _diagnosis(self, theta: Params, tasks: Tasks, name: str) -> dict[str, evaluation.Interval]:
+    def _diagnosis(self, theta: Params, tasks: Tasks, name: str) -> dict[str, statistics.Interval]:
         """How well the inner problems and the linear systems of the first tasks are solved: ``{name}_…``."""
         e, found = self.experiment, []
         size = e.chunk if self.device.type == "cpu" else e.diagnosed_tasks
         for begin in range(0, e.diagnosed_tasks, size):
             some = tree_map(lambda t, begin=begin: t[begin : begin + size], tasks)
-            found.append(self.estimator.solve(self.learner.with_(query_sets=1), theta, some))
+            found.append(self.estimator.solve(self.learner.replace(query_sets=1), theta, some))
         parts = {
             "residual": [one.solution.residual for one in found],
             "stationarity": [one.stationarity for one in found],
             "indefinite": [one.solution.indefinite.double() for one in found],
         }
-        return {f"{name}_{kind}": evaluation.interval(torch.cat(values).cpu()) for kind, values in parts.items()}
-
-
-def released(learner: Proximal, theta: Params, tasks: Tasks, cg_steps: int = 5) -> tuple[Params, Tensor]:
-    """What the public code computes in place of the implicit gradient; an estimator, for comparison.
-
-    Its inner steps leave the proximal term out; one step of the term alone follows them ("pull back"). Its linear
-    system is (2 I + H / (λ + 10)) u = v, where the paper's is (I + H / λ) u = v.
-
-    Source: ``omniglot_implicit_maml.py`` and ``learner_model.py`` of the released code, at the settings of its README.
-    """
-    free = GradientDescent(learner.model, learner.loss, learner.rate, learner.steps)
-    keep = 1 - learner.rate * learner.strength
-
-    def adapt(support: Examples) -> Params:
-        return {name: theta[name] + keep * (value - theta[name]) for name, value in free.adapt(theta, support).items()}
-
-    phi = vmap(adapt)(tasks.support)
-    by_phi, query_losses = metagradients.query_gradient(learner, phi, tasks.query)
-    moving, fixed = learner.split(phi)
-    b, direct = learner.split(by_phi)
-
-    def gradients(moving: Params) -> Params:
-        return vmap(learner.support_gradient)(moving | fixed, tasks.support)
-
-    _, hessian = vjp(gradients, moving)
-
-    def product(v: Params) -> Params:
-        (curved,) = hessian(v)
-        return {name: 2 * v[name] + curved[name] / (learner.strength + 10) for name in v}
-
-    solution = conjugate_gradient(product, b, cg_steps).x
-    return {name: g.mean(0) for name, g in (solution | direct).items()}, query_losses
-
-
-@dataclass(frozen=True)
-class Comparison(Recorded):
-    """One estimator on 5-way 1-shot glyphs, several seeds: a row of the table at equal compute.
-
-    All methods see tasks of the same 30 images: five to adapt to and 25 to be judged on, for Reptile all 30 in
-    minibatches. Seed s draws the start and the tasks; Reptile's batch is smaller, so its tasks are others of the same
-    distribution. The unit of compute is the gradient of one image (forward and backward); a Hessian-vector product
-    counts as two. Every method runs until it has spent ``budget`` of them.
-
-    Attributes:
-        method: ``"maml"``, ``"fomaml"``, ``"reptile"``, ``"imaml"``, or ``"released"`` (:func:`released`).
-        cost: image gradients of one task.
-        budget: image gradients of one seed.
-    """
-
-    name: str
-    method: str
-    inner_rate: float
-    inner_steps: int
-    meta_batch: int
-    outer_rate: float
-    cost: int
-    budget: int = 400_000
-    outer: str = "adam"
-    outer_rate_final: float = 1e-3
-    ways: int = 5
-    shots: int = 1
-    queries: int = 5
-    filters: int = 32
-    strength: float = 0.2
-    damping: float = 1.0
-    cg_steps: int = 5
-    reptile_batch: int = 10
-    seed: int = 0
-    seeds: int = 3
-    test_tasks: int = 300
-    looks: int = 2
-    paper: str = "imaml"
-
-    @property
-    def iterations(self) -> int:
-        """As many as the budget pays for."""
-        return self.budget // (self.cost * self.meta_batch)
-
-    @property
-    def evaluate_every(self) -> int:
-        """``looks`` points on the way, the end included."""
-        return max(1, -(-self.iterations // self.looks))
-
-    def config(self) -> dict[str, Any]:
-        """The configuration as JSON."""
-        return super().config() | {"iterations": self.iterations, "evaluate_every": self.evaluate_every}
-
-    def data(self) -> dict[str, Any]:
-        """What the glyphs are drawn from."""
-        from helpers.tasks import glyphs
-
-        return glyphs.load("train").provenance
-
-    def learner(self) -> GradientDescent:
-        """The network with all its parameters adapted, and the method's inner loop."""
-        model = ConvNet(self.ways, filters=self.filters, flatten=True, affine=True)
-        settings = (model, losses.cross_entropy, self.inner_rate, self.inner_steps)
-        if self.method in ("imaml", "released"):
-            return Proximal(*settings, strength=self.strength)
-        return MinibatchAdam(*settings) if self.method == "reptile" else GradientDescent(*settings)
-
-    def setup(self, device: torch.device, compiled: bool) -> ComparisonTraining:
-        """Draw the glyphs and build the estimator."""
-        from helpers.tasks import glyphs
-
-        return ComparisonTraining(self, glyphs.load("train").images, glyphs.load("test").images, device)
-
-
-class ComparisonTraining:
-    """A method with its seeds side by side: θ holds them under ``0/``, ``1/`` …"""
-
-    def __init__(self, experiment: Comparison, train: Tensor, test: Tensor, device: torch.device) -> None:
-        e = self.experiment = experiment
-        self.device, self.learner, self.test = device, e.learner(), test
-        self.family = FewShot(train.to(device), e.ways, e.shots, e.queries)
-        self.tested = e.learner()
-        if e.method == "reptile":  # at test all methods have the same five images; Reptile's code then takes 50 steps
-            self.tested = self.tested.with_(steps=50)
-        solver = partial(conjugate_gradient, steps=e.cg_steps, damping=e.damping)
-        estimators = {
-            "maml": metagradients.traced(metagradients.maml),
-            "fomaml": metagradients.traced(metagradients.fomaml),
-            "reptile": metagradients.traced(metagradients.reptile),
-            "imaml": metagradients.imaml(solver, by=metagradients.traced),
-            "released": metagradients.traced(partial(released, cg_steps=e.cg_steps)),
-        }
-        if e.method not in estimators:
-            raise runtime.UserError(f"there is no method {e.method!r}: choose one of {', '.join(estimators)}")
-        self.estimator = metagradients.chunked(estimators[e.method], 8 if e.method != "reptile" else None)
-        self.seconds, self.count = 0.0, 0
-
-    def init(self, generator: torch.Generator) -> Params:
-        """One start a seed, each from a generator of its own that all methods share."""
-        e, device = self.experiment, generator.device
-        starts = [self.learner.init(runtime.generator(e.seed + s, device)) for s in range(e.seeds)]
-        return {f"{s}/{name}": value for s, start in enumerate(starts) for name, value in start.items()}
-
-    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
-        """The estimator's gradient for every seed, and the mean query loss; the processor's seconds are counted."""
-        e, gradients, all_losses = self.experiment, {}, []
-        for s in range(e.seeds):
-            number = torch.randint(2**62, (), generator=generator, device=generator.device)
-            draws = runtime.generator(int(number), generator.device)
-            tasks = self.family.sample(e.meta_batch, draws)
-            begin = time.process_time()
-            if e.method == "reptile":
-                every = whole(tasks)
-                tasks = Tasks(minibatches(every, e.reptile_batch, e.inner_steps, draws), tasks.query)
-            gradient, query_losses = self.estimator(self.learner, part(theta, str(s)), tasks)
-            # The first call records the operations, which is no cost of the method.
-            if self.count:
-                self.seconds += time.process_time() - begin
-            self.count += 1
-            gradients |= {f"{s}/{name}": g for name, g in gradient.items()}
-            all_losses.append(query_losses.mean())
-        return gradients, torch.stack(all_losses).mean()
-
-    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
-        """``test_accuracy`` (transductive) over the seeds, all on the same tasks; ``seconds_per_iteration`` a seed."""
-        e = self.experiment
-        family = FewShot(self.test, e.ways, e.shots, e.queries)
-        tasks = tree_map(lambda t: t.to(self.device), family.sample(e.test_tasks, runtime.generator(TEST_SEED)))
-        found = {True: [], False: []}
-        for s in range(e.seeds):
-            for transductive, values in found.items():
-                values.append(self._accuracy(part(theta, str(s)), tasks, transductive))
-        metrics = {
-            "test_accuracy": evaluation.over_seeds(torch.stack(found[True])),
-            "inductive_accuracy": evaluation.over_seeds(torch.stack(found[False])),
-        }
-        if self.count > 1:
-            seconds = self.seconds / (self.count - 1)
-            metrics["seconds_per_iteration"] = evaluation.Interval(seconds, float("nan"), self.count - 1)
-        return metrics
-
-    def _accuracy(self, theta: Params, tasks: Tasks, transductive: bool) -> Tensor:
-        steps = (self.tested.steps,)
-        curve = evaluation.adaptation_curve(self.tested, theta, tasks, steps, losses.accuracy, transductive, chunk=25)
-        return curve.mean()
-
-
-def comparisons() -> list[Comparison]:
-    """The methods at equal compute; ``cost`` in image gradients a task, as explained at each."""
-    maml = {"inner_rate": 0.4, "meta_batch": 16, "outer_rate": 1e-3}
-    implicit = {"inner_rate": 0.1, "inner_steps": 16, "meta_batch": 16, "outer_rate": 1e-3}
-    return [
-        # Five images adapt, 25 judge, and the way back is one Hessian-vector product of five images.
-        Comparison("imaml-compare-maml", "maml", inner_steps=1, cost=5 + 25 + 2 * 5, **maml),
-        Comparison("imaml-compare-fomaml", "fomaml", inner_steps=1, cost=5 + 25, **maml),
-        # Five minibatches of ten images; no query gradient.
-        Comparison(
-            "imaml-compare-reptile", "reptile", inner_rate=1e-3, inner_steps=5, meta_batch=5, outer="sgd",
-            outer_rate=1.0, outer_rate_final=0.0, cost=5 * 10,
-        ),
-        # 16 steps of five images, the query gradient, and five Hessian-vector products.
-        Comparison("imaml-compare-imaml", "imaml", cost=16 * 5 + 25 + 5 * 2 * 5, **implicit),
-        Comparison("imaml-compare-released", "released", cost=16 * 5 + 25 + 5 * 2 * 5, strength=2.0, **implicit),
-    ]  # fmt: skip
+        return {f"{name}_{kind}": statistics.interval(torch.cat(values).cpu()) for kind, values in parts.items()}
 
 
 def experiments() -> list:
@@ -457,7 +260,6 @@ def experiments() -> list:
         Omniglot("imaml-omniglot-5w1s-16-steps", **solved, outer_rate=4e-4),
         Omniglot("imaml-omniglot-5w1s-weak"),
         Omniglot("imaml-omniglot-5w1s-staged", iterations=2_000, outer_rate=7e-4, evaluate_every=500, **further),
-        *comparisons(),
         Omniglot("imaml-omniglot-5w1s-long", iterations=8_000, evaluate_every=2_000, **further),
         Omniglot(
             "imaml-omniglot-5w1s-strong", strength=2.0, iterations=2_000, outer_rate_hold=2_000, outer_rate_restarts=()

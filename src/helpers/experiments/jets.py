@@ -2,223 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from helpers import evaluation, losses, metagradients, runtime
-from helpers.evaluation import Interval
-from helpers.experiments import Recorded
-from helpers.learners import GradientDescent, MinibatchDescent, Proximal
-from helpers.models import ConvNet, DeepSets, Model, Params, stacked
-from helpers.runtime import UserError
-from helpers.tasks import Examples, Tasks, jets, minibatches, whole
-from helpers.tasks.jets import Detector, Domain, JetSamples, JetTasks, View
-
-TEST_SEED = 20_171_213  # of the test tasks; the same tasks for every experiment and every evaluation
-TRAIN_WINDOWS, INSIDE, OUTSIDE = (0, 1, 3), 2, 4  # 400–500 GeV interpolates, 600–800 GeV extrapolates
-TRAIN_SHOWERS = ("fsr-half", "fsr-one", "fsr-two")
-TRAIN_DETECTORS = (
-    Detector(cell=0.1, threshold=0.5, smearing=0.05),
-    Detector(cell=0.1, threshold=0.5, smearing=0.15, dropped=0.05),
-    Detector(cell=0.1, threshold=1.0, smearing=0.1, pileup=20),
+from helpers import estimators, losses, runtime
+from helpers.errors import UserError
+from helpers.experiments.jets_cuts import Cuts
+from helpers.experiments.jets_protocol import (
+    DATA_DETECTOR,
+    DRIFTED,
+    EDGES,
+    LABELS,
+    LOSSES,
+    MIXTURES,
+    PROPORTIONS,
+    SHARES,
+    TEST_SEED,
+    TRAIN_DETECTORS,
+    TRAIN_SHOWERS,
+    TUNING_DETECTOR,
+    WINDOWS,
+    WRONG,
+    Judge,
+    OnJets,
+    Supervision,
+    best,
+    named,
+    tagger,
+    test_domains,
+    together,
+    training_domains,
+    tuning_domains,
 )
-TUNING_DETECTOR = Detector(cell=0.1, threshold=0.5, smearing=0.2, dropped=0.02)  # of the validation tasks
-DATA_DETECTOR = Detector(cell=0.1, threshold=0.5, smearing=0.3)  # of what stands for real data
-WINDOWS = tuple(range(len(jets.WINDOWS) - 1))
-SHARES = (0.2, 0.8)  # of signal in two unlabelled bags
-EDGES = tuple(str(edge) for edge in jets.WINDOWS[:-1])  # the windows' lower ones, as metrics name them
-LOSSES = {"labels": losses.cross_entropy, "proportions": losses.label_proportions, "mixture": losses.mixture}
-
-
-class Supervision(NamedTuple):
-    """What a tagger is given to adapt to a domain.
-
-    Attributes:
-        kind: ``"labels"``; or ``"proportions"`` or ``"mixture"``, two unlabelled bags.
-        size: labelled jets of each class, or jets in a bag.
-        shares: of signal in the bags.
-        offset: how far the stated shares are off.
-    """
-
-    kind: str
-    size: int
-    shares: tuple[float, float] = SHARES
-    offset: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """As metrics are named: ``labels20``, ``proportions64``, ``proportions64_over5``, ``…_drift30_50``."""
-        name = f"{self.kind}{self.size}"
-        if self.offset:
-            name += f"_{'over' if self.offset > 0 else 'under'}{100 * abs(self.offset):.0f}"
-        if self.shares != SHARES:
-            name += "_drift" + "_".join(f"{100 * share:.0f}" for share in self.shares)
-        return name
-
-    def tasks(self, family: JetTasks, chosen: Sequence[int], generator: torch.Generator) -> Tasks:
-        """One task of each chosen domain."""
-        if self.kind == "labels":
-            return family.of(chosen, generator, self.size)
-        support, query = family.bags_of(chosen, self.size, generator, self.shares)
-        return Tasks(Examples(support.x, (support.y + self.offset).clamp(0, 1)), query)
-
-
-LABELS = tuple(Supervision("labels", shots) for shots in (5, 20, 100))
-PROPORTIONS = tuple(Supervision("proportions", size) for size in (64, 256))
-MIXTURES = tuple(Supervision("mixture", size) for size in (64, 256))
-WRONG = tuple(PROPORTIONS[0]._replace(offset=offset) for offset in (-0.10, -0.05, 0.05, 0.10))
-DRIFTED = tuple(PROPORTIONS[0]._replace(shares=shares) for shares in ((0.1, 0.4), (0.3, 0.5), (0.4, 0.6)))
-
-
-def training_domains() -> tuple[Domain, ...]:
-    """Where taggers are trained: 27 domains of W jets."""
-    return jets.domains(["W"], TRAIN_WINDOWS, TRAIN_SHOWERS, TRAIN_DETECTORS)
-
-
-def tuning_domains() -> tuple[Domain, ...]:
-    """Where inner rates and numbers of steps are chosen: as in training, but for the detector."""
-    return jets.domains(["W"], TRAIN_WINDOWS, TRAIN_SHOWERS, [TUNING_DETECTOR])
-
-
-def test_domains() -> dict[str, tuple[Domain, ...]]:
-    """Where taggers are judged: W jets with the tune to data in each window, named by its lower edge; then other
-    signals, and W jets with the shower of training and with another one, in all windows (top jets above 400 GeV, where
-    they are whole)."""
-    found = {EDGES[window]: jets.domains(["W"], [window], ["monash"], [DATA_DETECTOR]) for window in WINDOWS}
-    for name, signal, shower, windows in (
-        ("wt", "WT", "monash", WINDOWS),
-        ("z", "Z", "monash", WINDOWS),
-        ("top", "top", "monash", WINDOWS[2:]),
-        ("train", "W", "fsr-one", WINDOWS),
-        ("vincia", "W", "vincia", WINDOWS),
-    ):
-        found[name] = jets.domains([signal], windows, [shower], [DATA_DETECTOR])
-    return found
-
-
-def tagger(kind: str) -> Model:
-    """A network that gives two logits, QCD and signal.
-
-    Args:
-        kind: ``"images"``, a small convolutional network without normalisation, so that jets are judged one by one; or
-            ``"particles"``, a network of their set.
-
-    Raises:
-        UserError: for another kind.
-    """
-    match kind:
-        case "images":
-            return ConvNet(2, filters=8, blocks=3, head_scale=None, flatten=True, size=25, gain=2**0.5, norm=False)
-        case "particles":
-            return DeepSets()
-    raise UserError(f"there is no tagger of {kind!r}: use images or particles")
-
-
-def ranking(background: Tensor, signal: Tensor) -> Tensor:
-    """Area under the ROC curve, and the background efficiency at signal efficiencies of 0.5 and 0.3: ``[3]``."""
-    passing = (evaluation.background_efficiency(background, signal, part) for part in (0.5, 0.3))
-    return torch.stack([evaluation.auc(background, signal), *passing])
-
-
-def named(rankings: dict[str, Tensor], how: str, summary: Callable[[Tensor], Interval]) -> dict[str, Interval]:
-    """Metrics of rankings ``[samples, 3]`` by place, with the windows among them: ``auc_{where}_{how}``, also for
-    their ``mean``, ``rejection_{where}_{how}`` and ``rejection30_{where}_{how}``."""
-    mean = torch.stack([rankings[edge] for edge in EDGES]).mean(0)
-    metrics = {f"auc_mean_{how}": summary(mean[:, 0])}
-    for where, values in rankings.items():
-        area, half, third = values.unbind(1)
-        metrics[f"auc_{where}_{how}"] = summary(area)
-        metrics[f"rejection_{where}_{how}"] = summary(1 / half)
-        metrics[f"rejection30_{where}_{how}"] = summary(1 / third)
-    return metrics
-
-
-def best(grid: Sequence[Tensor], rates: Sequence[float], steps: Sequence[int]) -> tuple[float, int]:
-    """The rate and number of steps with the largest entry of ``grid``, ``[len(steps)]`` for each rate."""
-    rate, step = divmod(int(torch.stack(list(grid)).argmax()), len(steps))
-    return rates[rate], steps[step]
-
-
-class Judge:
-    """How well adapted taggers rank query jets; its two pieces are recorded once for each shape, whatever the rate.
-
-    Args:
-        chunk: tasks at a time.
-    """
-
-    def __init__(self, chunk: int = 2) -> None:
-        self.chunk = chunk
-        self._step, self._quality = metagradients.traced(_step), metagradients.traced(_quality)
-
-    def __call__(self, learner: GradientDescent, theta: Params, tasks: Tasks, steps: Sequence[int]) -> Tensor:
-        """Adapt and judge.
-
-        Args:
-            learner: adapts.
-            theta: several taggers, tensors ``[seeds, ...]``.
-            tasks: T tasks; in the query sets the background comes first, then as much signal.
-            steps: increasing numbers of inner steps.
-
-        Returns:
-            ``[seeds, T, len(steps), 3]``: area under the ROC curve, and the background efficiency at signal
-            efficiencies of 0.5 and 0.3. Scores that are no numbers count as 0, so a diverged tagger is one that cannot
-            tell anything.
-        """
-        count, seeds = len(tasks.query.y), len(next(iter(theta.values())))
-        learner, start, parts = learner.with_(steps=1), learner.start(theta), []
-        for begin in range(0, count, self.chunk):
-            rows = torch.arange(begin, begin + self.chunk).clamp(max=count - 1)  # the last chunk is filled up
-            some = tree_map(lambda t, rows=rows: t[rows.to(t.device)], tasks)
-            phi = {n: v[:, None].expand(seeds, self.chunk, *v.shape[1:]).contiguous() for n, v in start.items()}
-            done, values = 0, []
-            for target in steps:
-                for _ in range(target - done):
-                    phi = self._step(learner, theta, phi, some.support)
-                done = target
-                values.append(self._quality(learner, phi, some.query.x))
-            parts.append(torch.stack(values, 2))
-        return torch.cat(parts, 1)[:, :count]
-
-
-def _step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:
-    """One inner step of every seed on every task."""
-    return vmap(vmap(learner.step, in_dims=(None, 0, 0)), in_dims=(0, 0, None))(theta, phi, support)
-
-
-def _quality(learner: GradientDescent, phi: Params, x: Tensor) -> Tensor:
-    """``[seeds, T, 3]``, see :class:`Judge`."""
-
-    def one(phi: Params, x: Tensor) -> Tensor:
-        outputs = learner.model(phi, x)
-        background, signal = (outputs[:, 1] - outputs[:, 0]).nan_to_num().view(2, -1)
-        return ranking(background, signal)
-
-    return vmap(vmap(one), in_dims=(0, None))(phi, x)
-
-
-def together(estimator: metagradients.Estimator) -> metagradients.Estimator:
-    """The same estimator for several θ at once, with tasks of their own: all tensors have one more leading axis."""
-
-    def run(learner: GradientDescent, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
-        return vmap(partial(estimator, learner))(theta, tasks)
-
-    return run
-
-
-class OnJets(Recorded):
-    """An experiment whose data are the simulated jets."""
-
-    def data(self) -> dict[str, Any]:
-        """Digest of the simulated jets."""
-        return jets.load().provenance
+from helpers.lab import statistics
+from helpers.lab.statistics import Interval
+from helpers.learners.descent import GradientDescent
+from helpers.learners.minibatch import MinibatchDescent
+from helpers.learners.proximal import Proximal
+from helpers.models.layers import stacked
+from helpers.numerics import tracing
+from helpers.tasks import jets
+from helpers.tasks.batches import merge_support_query, minibatches
+from helpers.tasks.jets.detector import View
+from helpers.tasks.jets.samples import JetSamples
+from helpers.tasks.jets.tasks import JetTasks
+from helpers.types import Params, Tasks
 
 
 @dataclass(frozen=True)
@@ -246,7 +79,8 @@ class Tagging(OnJets):
         test_draws: test tasks of a window; other domains have one each.
         test_queries: query jets of each class at test.
         tuning_queries: query jets of each class where rates and steps are chosen.
-        given: what the tagger is adapted with at test, kinds of :class:`Supervision`.
+        given: what the tagger is adapted with at test, kinds of
+            :class:`~helpers.experiments.jets_protocol.Supervision`.
         stress: also adapt with wrong and with drifted shares of signal.
     """
 
@@ -314,7 +148,7 @@ class Tagging(OnJets):
         learner = self.learner(inner)
         if self.method == "reptile":
             learner = GradientDescent(learner.model, learner.loss, learner.rate)
-        return learner.with_(rate=rate)
+        return learner.replace(rate=rate)
 
     def supervisions(self) -> tuple[Supervision, ...]:
         """What the tagger is given at test."""
@@ -340,10 +174,10 @@ class TaggingTraining:
         self.test = JetTasks(samples, every, "test", 1, e.test_queries, e.view)
         self.judge = Judge()
         if e.method == "imaml":
-            self.estimator, self.alone = metagradients.imaml(by=metagradients.traced), True
+            self.estimator, self.alone = estimators.ImplicitGradient(by=tracing.traced), True
         else:
-            found = {"fomaml": metagradients.fomaml, "reptile": metagradients.reptile}
-            self.estimator = metagradients.traced(together(found.get(e.method, metagradients.maml)))
+            found = {"fomaml": estimators.fomaml, "reptile": estimators.reptile}
+            self.estimator = tracing.traced(together(found.get(e.method, estimators.maml)))
             self.alone = False
 
     def init(self, generator: torch.Generator) -> Params:
@@ -377,7 +211,7 @@ class TaggingTraining:
         else:
             tasks = self.family.bags(count, e.bag, generator, SHARES)
         if e.method in ("pooled", "reptile"):
-            every = whole(tasks)
+            every = merge_support_query(tasks)
             tasks = Tasks(tasks.support, every)
             if e.method == "reptile":
                 tasks = Tasks(minibatches(every, e.reptile_batch, e.inner_steps, generator), tasks.query)
@@ -414,11 +248,11 @@ class TaggingTraining:
         """Areas under the ROC curve and background rejections, with intervals over the seeds.
 
         ``auc_{where}_{how}``, ``rejection_{where}_{how}`` (at a signal efficiency of 0.5) and ``rejection30_…`` (of
-        0.3). ``where`` is a domain of :func:`test_domains`, as far as it has enough jets, or, for areas, ``mean`` of
-        the windows. ``how`` is ``none``, before adaptation; or the name of a :class:`Supervision`, with the inner rate
-        and the number of steps that are best on validation tasks (``rate_{how}``, ``steps_{how}``); or ``trained``, as
-        in training, without that choice. ``generous_auc_{how}``, of some of the tasks: with what is best on these test
-        tasks themselves, for each seed.
+        0.3). ``where`` is a domain of :func:`~helpers.experiments.jets_protocol.test_domains`, as far as it has enough
+        jets, or, for areas, ``mean`` of the windows. ``how`` is ``none``, before adaptation; or the name of a
+        :class:`~helpers.experiments.jets_protocol.Supervision`, with the inner rate and the number of steps that are
+        best on validation tasks (``rate_{how}``, ``steps_{how}``); or ``trained``, as in training, without that choice.
+        ``generous_auc_{how}``, of some of the tasks: with what is best on these test tasks themselves, for each seed.
         """
         e = self.experiment
         metrics = self._named(theta, LABELS[0], "none", e.inner_rate, 0, e.test_draws, 1)
@@ -435,7 +269,7 @@ class TaggingTraining:
                     for rate in e.test_rates
                 ]
                 highest = torch.stack(grid, 1).flatten(1).max(1).values
-                metrics[f"generous_auc_{supervision.name}"] = evaluation.over_seeds(highest)
+                metrics[f"generous_auc_{supervision.name}"] = statistics.over_seeds(highest)
             if e.stress and supervision == PROPORTIONS[0]:
                 for other in WRONG + DRIFTED:
                     metrics |= self._named(theta, other, other.name, rate, steps, e.test_draws, 0)
@@ -465,7 +299,7 @@ class TaggingTraining:
             rows = (domain >= some[0]) & (domain <= some[-1])
             if rows.any():
                 where[name] = found[:, rows].mean(1)
-        return named(where, how, evaluation.over_seeds)
+        return named(where, how, statistics.over_seeds)
 
 
 @dataclass(frozen=True)
@@ -522,7 +356,7 @@ class MatrixTraining:
         data = jets.domains(["W"], WINDOWS, ["monash"], [DATA_DETECTOR])
         self.judge = Judge()
         self.test = JetTasks(samples, data, "test", e.shots, e.test_queries, view)
-        self.estimator = metagradients.traced(together(metagradients.maml))
+        self.estimator = tracing.traced(together(estimators.maml))
 
     def init(self, generator: torch.Generator) -> Params:
         """θ; the s-th taggers of all windows begin at the same parameters."""
@@ -533,7 +367,7 @@ class MatrixTraining:
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The gradient of every tagger's cross-entropy on jets of its window, and its mean."""
         drawn = [family.sample(self.experiment.seeds, generator) for family in self.families]
-        every = [Tasks(one, one) for one in map(whole, drawn)]
+        every = [Tasks(one, one) for one in map(merge_support_query, drawn)]
         tasks = tree_map(lambda *parts: torch.cat(parts)[:, None], *every)
         gradient, values = self.estimator(self.learner, theta, tasks)
         return gradient, values.mean()
@@ -544,7 +378,7 @@ class MatrixTraining:
         """Areas under the ROC curve ``[trained in, judged in, seeds, len(steps)]``."""
         chosen = [at for at in range(len(WINDOWS)) for _ in range(draws)]
         tasks = family.of(chosen, runtime.generator(seed, self.device))
-        found = self.judge(self.learner.with_(rate=rate), theta, tasks, steps)[..., 0]
+        found = self.judge(self.learner.replace(rate=rate), theta, tasks, steps)[..., 0]
         found = found.unflatten(0, (len(WINDOWS), -1)).unflatten(2, (len(WINDOWS), draws)).mean(3)
         return found.transpose(1, 2)
 
@@ -564,106 +398,13 @@ class MatrixTraining:
         both = self.areas(self.test, theta, rate, (0, steps), e.test_draws, TEST_SEED)
         metrics = {}
         for how, found in zip(("none", "labels"), both.unbind(-1), strict=True):
-            metrics[f"auc_elsewhere_{how}"] = evaluation.over_seeds(found[apart].mean(0))
-            metrics[f"auc_home_{how}"] = evaluation.over_seeds(found[~apart].mean(0))
+            metrics[f"auc_elsewhere_{how}"] = statistics.over_seeds(found[apart].mean(0))
+            metrics[f"auc_home_{how}"] = statistics.over_seeds(found[~apart].mean(0))
             for row, column in product(WINDOWS, WINDOWS):
                 name = f"auc_{jets.WINDOWS[row]}_{jets.WINDOWS[column]}_{how}"
-                metrics[name] = evaluation.over_seeds(found[row, column])
+                metrics[name] = statistics.over_seeds(found[row, column])
         chosen = {"rate_labels": rate, "steps_labels": steps}
         return metrics | {name: Interval(value, float("nan"), 1) for name, value in chosen.items()}
-
-
-@dataclass(frozen=True)
-class Cuts(OnJets):
-    """What physicists do without a network: a window in mass and a cut on τ₂₁, and the likelihood ratio of the two.
-
-    Nothing is learned from the domain of the test. The likelihoods are histograms of all training jets.
-
-    Attributes:
-        low, high: edges of the mass window, GeV.
-        bins: of mass, and of τ₂₁.
-        parts: into which the test jets of a domain are dealt, for an interval.
-    """
-
-    name: str
-    low: float = 65.0
-    high: float = 105.0
-    bins: int = 16
-    parts: int = 10
-    iterations: int = 1
-    outer_rate: float = 1.0
-    seed: int = 0
-    evaluate_every: int = 1
-    paper: str = "jets"
-
-    def setup(self, device: torch.device, compiled: bool) -> CutsMeasured:
-        """Read the jets."""
-        return CutsMeasured(self, jets.load().to(device), device)
-
-
-class CutsMeasured:
-    """The cuts on one device; there is nothing to train."""
-
-    def __init__(self, experiment: Cuts, samples: JetSamples, device: torch.device) -> None:
-        self.experiment, self.samples, self.device = experiment, samples, device
-
-    def init(self, generator: torch.Generator) -> Params:
-        """Nothing."""
-        return {}
-
-    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
-        """Nothing."""
-        return {}, torch.zeros((), device=self.device)
-
-    def seen(self, domain: Domain, process: str, split: str) -> jets.Observables:
-        """Mass and τ₂₁ of the measured jets of a process."""
-        rows = self.samples.select(process, domain.shower, split, domain.window)
-        generator = runtime.generator(TEST_SEED + 2, self.device)
-        return jets.observables(domain.detector(self.samples.particles(rows), generator))
-
-    def cut(self, seen: jets.Observables) -> Tensor:
-        """Inside the mass window the smaller τ₂₁ the better; outside all are worse, the farther the worse."""
-        e = self.experiment
-        outside = (e.low - seen.mass).clamp(min=0) + (seen.mass - e.high).clamp(min=0)
-        return torch.where(outside > 0, -outside, 1 - seen.tau21)
-
-    def bin(self, seen: jets.Observables) -> Tensor:
-        """Number of the cell in mass, from 0 to 160 GeV, and τ₂₁."""
-        bins = self.experiment.bins
-        mass, shape = ((value * bins).long().clamp(0, bins - 1) for value in (seen.mass / 160, seen.tau21))
-        return mass * bins + shape
-
-    def likelihood(self) -> Tensor:
-        """The logarithm of signal over background in every cell, over the domains of training."""
-        counts = torch.ones(2, self.experiment.bins**2, dtype=torch.float64, device=self.device)
-        for domain in training_domains():
-            for row, process in enumerate(("QCD", domain.signal)):
-                counts[row] += self.bin(self.seen(domain, process, "train")).bincount(minlength=counts.shape[1])
-        background, signal = counts.log()
-        return signal - background
-
-    def evaluate(self, theta: Params) -> dict[str, Interval]:
-        """``auc_{where}_{cut}``, ``rejection_{where}_{cut}`` and ``rejection30_…``; ``cut`` is ``window`` or
-        ``likelihood``, ``where`` a domain of :func:`test_domains`, or, for areas, ``mean`` of the windows. Intervals
-        are over parts of the test jets."""
-        ratio, found = self.likelihood(), {"window": {}, "likelihood": {}}
-        for where, some in test_domains().items():
-            each = []
-            for domain in some:
-                pair = [self.seen(domain, process, "test") for process in ("QCD", domain.signal)]
-                scores = {"window": map(self.cut, pair), "likelihood": (ratio[self.bin(seen)] for seen in pair)}
-                each.append({cut: self._quality(*values) for cut, values in scores.items()})
-            for cut, places in found.items():
-                places[where] = torch.stack([one[cut] for one in each]).mean(0)
-        metrics = {}
-        for cut, places in found.items():
-            metrics |= named(places, cut, evaluation.interval)
-        return metrics
-
-    def _quality(self, background: Tensor, signal: Tensor) -> Tensor:
-        """The ranking of every part, ``[parts, 3]``."""
-        parts = self.experiment.parts
-        return torch.stack([ranking(background[n::parts].double(), signal[n::parts].double()) for n in range(parts)])
 
 
 def experiments() -> list:

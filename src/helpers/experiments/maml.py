@@ -11,13 +11,19 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from helpers import evaluation, losses, metagradients, runtime, tracing
-from helpers.experiments import OnOmniglot, Recorded, part
-from helpers.learners import GradientDescent
-from helpers.models import MLP, ConvNet, Params, stacked
-from helpers.tasks import Examples, FewShot, Sinusoids, Tasks
+from helpers import estimators, losses, runtime
+from helpers.experiments.base import OnOmniglot, Recorded
+from helpers.lab import evaluation, statistics
+from helpers.learners.descent import GradientDescent
+from helpers.models.convnet import ConvNet
+from helpers.models.layers import stacked, subtree
+from helpers.models.mlp import MLP
+from helpers.numerics import tracing
+from helpers.tasks.episodes import FewShot
+from helpers.tasks.sinusoid import Sinusoids
+from helpers.types import Examples, Params, Tasks
 
-ESTIMATORS = {"maml": metagradients.maml, "fomaml": metagradients.fomaml}
+ESTIMATORS = {"maml": estimators.maml, "fomaml": estimators.fomaml}
 TEST_SEED = 20_170_806  # of the test tasks; the same tasks for every experiment and every evaluation
 DIVERGED = 25.0  # squared error at which adaptation to a sinusoid has failed: the largest amplitude's square
 
@@ -75,7 +81,7 @@ class Omniglot(OnOmniglot):
         family = FewShot(omniglot.load("train").images.to(device), self.ways, self.shots, self.queries)
         return Training(self, family, device, compiled)
 
-    def evaluate(self, theta: Params, tasks: Tasks) -> dict[str, evaluation.Interval]:
+    def evaluate(self, theta: Params, tasks: Tasks) -> dict[str, statistics.Interval]:
         """Accuracy after each number of inner steps, transductive and not; ``test_accuracy`` comes first."""
         measured = {}
         for kind, transductive in (("transductive", True), ("inductive", False)):
@@ -89,7 +95,7 @@ class Omniglot(OnOmniglot):
                 chunk=25 if tasks.support.x.device.type == "cpu" else 300,
             )
             for steps, accuracies in zip(self.test_steps, curve, strict=True):
-                measured[f"{kind}_accuracy_{steps}"] = evaluation.interval(accuracies)
+                measured[f"{kind}_accuracy_{steps}"] = statistics.interval(accuracies)
         return {"test_accuracy": measured[f"transductive_accuracy_{self.headline_steps}"]} | measured
 
 
@@ -103,10 +109,10 @@ class Training:
         self.test = experiment.test_batch(device)
 
     def use(self, form: str) -> None:
-        """Run the estimator in one of the forms of ``helpers.tracing.FORMS``."""
+        """Run the estimator in one of the forms of ``helpers.numerics.tracing.FORMS``."""
         estimator = tracing.FORMS[form](ESTIMATORS[self.experiment.estimator])
         # A CPU is fastest on the few tasks that fit its cache, a GPU on the whole meta-batch.
-        self.estimator = metagradients.chunked(estimator, self.experiment.chunk if self.device.type == "cpu" else None)
+        self.estimator = estimators.chunked(estimator, self.experiment.chunk if self.device.type == "cpu" else None)
 
     def init(self, generator: torch.Generator) -> Params:
         """Fresh meta-parameters."""
@@ -118,7 +124,7 @@ class Training:
         gradient, query_losses = self.estimator(self.learner, theta, tasks)
         return gradient, query_losses.mean()
 
-    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """The metrics of the record."""
         return self.experiment.evaluate(theta, self.test)
 
@@ -192,19 +198,19 @@ class SinusoidTraining:
         """The three gradients, each network on the same fresh tasks; the loss is MAML's, averaged over seeds."""
         tasks = self.tasks(self.experiment.meta_batch, self.experiment.queries, generator)
         plain = _hide(tasks)
-        gradient, query_losses = vmap(partial(metagradients.maml, self.learner))(part(theta, "maml"), plain)
+        gradient, query_losses = vmap(partial(estimators.maml, self.learner))(subtree(theta, "maml/"), plain)
         # Pre-training knows no adaptation: as in the official code it descends the loss of the K support points.
-        supports, never = Tasks(plain.support, plain.support), self.learner.with_(steps=0)
-        pretrained, _ = vmap(partial(metagradients.maml, never))(part(theta, "pretrained"), supports)
+        supports, never = Tasks(plain.support, plain.support), self.learner.replace(steps=0)
+        pretrained, _ = vmap(partial(estimators.maml, never))(subtree(theta, "pretrained/"), supports)
         supports = Tasks(tasks.support, tasks.support)
-        oracle, _ = vmap(partial(metagradients.maml, self.oracle))(part(theta, "oracle"), supports)
+        oracle, _ = vmap(partial(estimators.maml, self.oracle))(subtree(theta, "oracle/"), supports)
         together = {"maml": gradient, "pretrained": pretrained, "oracle": oracle}
         joined = {f"{kind}/{name}": g for kind, gradients in together.items() for name, g in gradients.items()}
         return joined, query_losses.mean()
 
     def curves(self, theta: Params, tasks: Tasks, rate: float | None = None) -> Tensor:
         """Query error ``[steps, seeds, tasks]`` after each number of fine-tuning steps from θ; infinite for nan."""
-        learner = self.learner if rate is None else self.learner.with_(rate=rate)
+        learner = self.learner if rate is None else self.learner.replace(rate=rate)
 
         def curve(theta: Params, tasks: Tasks) -> Tensor:
             steps = self.experiment.test_steps
@@ -212,7 +218,7 @@ class SinusoidTraining:
 
         return vmap(curve)(theta, tasks).nan_to_num(torch.inf).transpose(0, 1)
 
-    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Mean squared errors ``{kind}_mse_{steps}`` with intervals over seeds; each seed has test tasks of its own.
 
         Beyond the one step of training, adaptation to a few tasks in a thousand diverges. Such a task counts with an
@@ -225,21 +231,21 @@ class SinusoidTraining:
             return tree_map(lambda t: t.to(self.device), tasks)
 
         test, validation = draw(TEST_SEED), _hide(draw(TEST_SEED + 1))
-        pretrained = part(theta, "pretrained")
+        pretrained = subtree(theta, "pretrained/")
         ends = [self.curves(pretrained, validation, rate)[-1] for rate in experiment.tuning_rates]
         tuned = experiment.tuning_rates[int(torch.stack([e.clamp(max=DIVERGED).mean() for e in ends]).argmin())]
         measured = {
-            "maml": self.curves(part(theta, "maml"), _hide(test)),
+            "maml": self.curves(subtree(theta, "maml/"), _hide(test)),
             "pretrained": self.curves(pretrained, _hide(test), tuned),
         }
         metrics = {}
         for kind, curve in measured.items():
             for steps, errors in zip(experiment.test_steps, curve, strict=True):
-                metrics[f"{kind}_mse_{steps}"] = evaluation.over_seeds(errors.clamp(max=DIVERGED).mean(1))
-                metrics[f"{kind}_diverged_{steps}"] = evaluation.over_seeds((errors >= DIVERGED).double().mean(1))
-        oracle = vmap(vmap(self.oracle.task_loss, in_dims=(None, 0)))(part(theta, "oracle"), test).mean(1)
-        metrics["oracle_mse_0"] = evaluation.over_seeds(oracle)
-        metrics["pretrained_rate"] = evaluation.Interval(tuned, float("nan"), 1)
+                metrics[f"{kind}_mse_{steps}"] = statistics.over_seeds(errors.clamp(max=DIVERGED).mean(1))
+                metrics[f"{kind}_diverged_{steps}"] = statistics.over_seeds((errors >= DIVERGED).double().mean(1))
+        oracle = vmap(vmap(self.oracle.task_loss, in_dims=(None, 0)))(subtree(theta, "oracle/"), test).mean(1)
+        metrics["oracle_mse_0"] = statistics.over_seeds(oracle)
+        metrics["pretrained_rate"] = statistics.Interval(tuned, float("nan"), 1)
         headline = f"maml_mse_{max(experiment.test_steps)}"
         return {headline: metrics[headline]} | metrics
 

@@ -8,263 +8,38 @@ experiment says what it learns with (``learner``), what it trains on (``tasks``)
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
-from torch.utils._pytree import tree_map
+from torch.func import vmap
 
-from helpers import evaluation, losses, metagradients, runtime
-from helpers.adam import Adam, adam
-from helpers.experiments import Recorded
-from helpers.learners import LossDescent, detached
+from helpers import runtime
+from helpers.experiments.ml3_study import (
+    TEST_SEED,
+    TUNING_SEED,
+    Metrics,
+    Ml3Experiment,
+    Training,
+    begun,
+    chosen,
+    few_starts,
+    table,
+)
+from helpers.lab import statistics
+from helpers.learners.learned import LossDescent
 from helpers.losses import LearnedLoss, input_prediction_and_target, mean_squared_error
-from helpers.models import MLP, Model, Params, stacked
-from helpers.tasks import Examples, Sinusoids, Started
-from helpers.tasks.control import Reacher
-from helpers.validate import one_of, same_shape
-
-TEST_SEED = 20_210_110  # of the test tasks; the same tasks for every experiment and every evaluation
-TUNING_SEED = TEST_SEED + 1  # of the tasks on which rates of the baselines are chosen
-CAPPED = 1e3  # an error that is larger, or not a number, counts as this: a mean then exists
-
-Metrics = dict[str, evaluation.Interval]
-
-
-def begun(model: Model, tasks, generator: torch.Generator) -> Started:
-    """Every task with first parameters of its own."""
-    drawn = [model.init(generator, tasks.support.x.dtype) for _ in range(len(tasks.support.x))]
-    return Started(*tasks[:2], stacked(drawn))
-
-
-def along(learner: LossDescent, theta: Params, tasks: Started, count: int) -> Started:
-    """The tasks from each of the first ``count`` points of the way that the present loss takes, the start included.
-
-    The way is a constant: the meta-gradient of what follows does not see how a point was reached. So a loss is trained
-    for what it will do late in an optimisation at the price of single steps.
-
-    Returns:
-        ``count`` times as many tasks.
-    """
-
-    def way(task: Started) -> Params:
-        points = [task.start]
-        for _ in range(count - 1):
-            points.append(detached(learner.step(theta, points[-1], task.support)))
-        return stacked(points)
-
-    starts = {name: value.flatten(0, 1) for name, value in vmap(way)(tasks).items()}
-    support, query = (tree_map(lambda t: t.repeat_interleave(count, 0), part) for part in tasks[:2])
-    return Started(support, query, starts)
-
-
-def descent(
-    gradient: Callable[[Params, Examples], Params],
-    measure: Callable[[Params, Examples], Tensor],
-    tasks: Started,
-    steps: Sequence[int],
-    rate: float,
-    optimizer: str = "sgd",
-) -> Tensor:
-    """A measure on the query set while parameters descend a loss, learned or not, from their start.
-
-    Args:
-        gradient: ``gradient(phi, support)``, a dictionary like φ.
-        measure: ``measure(phi, query) -> scalar``.
-        tasks: T tasks.
-        steps: increasing numbers of steps.
-        rate: of the optimiser.
-        optimizer: ``"sgd"``, or ``"adam"`` with its usual constants.
-
-    Returns:
-        ``[len(steps), T]``; what is larger than ``CAPPED`` or not a number is ``CAPPED``.
-
-    Raises:
-        UserError: for another optimiser.
-    """
-    one_of(optimizer, "optimiser", ("sgd", "adam"))
-
-    def curve(task: Started) -> Tensor:
-        phi, done, values = task.start, 0, []
-        state = Adam.of(phi)
-        for target in steps:
-            for _ in range(target - done):
-                g = gradient(phi, task.support)
-                if optimizer == "adam":
-                    g, state = adam(g, state)
-                phi = phi | {name: phi[name] - rate * value for name, value in g.items()}
-            done = target
-            values.append(measure(phi, task.query))
-        return torch.stack(values)
-
-    with torch.no_grad():
-        return vmap(curve)(tasks).T.nan_to_num(CAPPED, CAPPED, CAPPED).clamp(max=CAPPED)
-
-
-@dataclass(frozen=True)
-class Study(Recorded, ABC):
-    """What the experiments with a learned loss share.
-
-    Attributes:
-        inner_rate, inner_steps: of the inner loop that the meta-gradient passes through.
-        way: points on the way of an inner optimisation from which that inner loop begins (:func:`along`); 1 is the
-            start alone.
-        meta_batch: tasks of an iteration.
-        seeds: learned losses that are trained side by side, each on draws of its own.
-    """
-
-    name: str
-    inner_rate: float = 1e-3
-    inner_steps: int = 1
-    way: int = 1
-    meta_batch: int = 1
-    iterations: int = 500
-    outer_rate: float = 1e-3
-    seed: int = 0
-    seeds: int = 5
-    evaluate_every: int = 250
-    paper: str = "ml3"
-
-    def data(self) -> dict[str, Any]:
-        """The tasks are drawn, not stored."""
-        return {"data": "drawn"}
-
-    @abstractmethod
-    def learner(self) -> LossDescent:
-        """The optimizee, the task's loss and the learned one."""
-
-    @abstractmethod
-    def tasks(self, count: int, generator: torch.Generator) -> Started:
-        """Draw ``count`` tasks of meta-training, each with a start of its own."""
-
-    @abstractmethod
-    def judge(self, run: Training, theta: Params) -> Metrics:
-        """All metrics, the headline first; θ ``[seeds, ...]``."""
-
-    def setup(self, device: torch.device, compiled: bool) -> Training:
-        """Make the learner; nothing here is large enough to be compiled."""
-        return Training(self, device)
-
-
-class Training:
-    """A study on one device; every parameter of θ carries a leading seed axis."""
-
-    def __init__(self, experiment: Study, device: torch.device) -> None:
-        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
-        self.estimator = metagradients.traced(self._seeds)
-
-    def _seeds(self, theta: Params, tasks: Started) -> tuple[Params, Tensor]:
-        def one(theta: Params, tasks: Started) -> tuple[Params, Tensor]:
-            learner = self.bound(theta, self.learner)
-            learned = {name: value for name, value in theta.items() if name.startswith(losses.LOSS)}
-            if self.experiment.way > 1:
-                tasks = along(learner, learned, tasks, self.experiment.way)
-            gradient, after = metagradients.maml(learner, learned, tasks)
-            return {name: gradient.get(name, torch.zeros_like(value)) for name, value in theta.items()}, after
-
-        return vmap(one)(theta, tasks)
-
-    def bound(self, theta: Params, learner: LossDescent) -> LossDescent:
-        """The learner of one seed, where θ holds more than its loss."""
-        return learner
-
-    def init(self, generator: torch.Generator) -> Params:
-        """Fresh parameters ψ of the learned loss, one set a seed: ``[seeds, ...]``."""
-        return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
-
-    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
-        """The meta-gradient of every seed on tasks of its own, and the mean task loss after the inner loop."""
-        gradient, after = self.estimator(theta, self.draw(self.experiment.meta_batch, generator))
-        return gradient, after.mean()
-
-    def draw(self, count: int, generator: torch.Generator) -> Started:
-        """Training tasks ``[seeds, count, ...]``."""
-        tasks = self.experiment.tasks(self.experiment.seeds * count, generator)
-        return tree_map(lambda t: t.unflatten(0, (self.experiment.seeds, count)).to(self.device), tasks)
-
-    def common(self, tasks: Started) -> Started:
-        """The same tasks for every seed, ``[seeds, ...]``: so that what is compared differs in the loss alone."""
-        return tree_map(lambda t: t.to(self.device).expand(self.experiment.seeds, *t.shape), tasks)
-
-    def learned(
-        self, theta: Params, tasks: Started, steps: Sequence[int], measure=None, learner: LossDescent | None = None,
-        rate: float | None = None, optimizer: str = "sgd",
-    ) -> Tensor:  # fmt: skip
-        """The measure (by default the task loss) ``[steps, seeds, tasks]`` while the learned loss is descended."""
-        learner = learner or self.learner
-        rate = learner.rate if rate is None else rate
-
-        def one(theta: Params, tasks: Started) -> Tensor:
-            own = self.bound(theta, learner)
-
-            def gradient(phi: Params, support: Examples) -> Params:
-                return own.inner_gradient(theta, phi, support)
-
-            return descent(gradient, measure or own.query_loss, tasks, steps, rate, optimizer)
-
-        return vmap(one)(theta, tasks).transpose(0, 1)
-
-    def plain(
-        self, theta: Params, tasks: Started, steps: Sequence[int], rate: float, measure=None,
-        learner: LossDescent | None = None, optimizer: str = "sgd",
-    ) -> Tensor:  # fmt: skip
-        """The same while the task's own loss is descended; ψ is not used."""
-        learner = learner or self.learner
-
-        def one(theta: Params, tasks: Started) -> Tensor:
-            own = self.bound(theta, learner)
-
-            def gradient(phi: Params, support: Examples) -> Params:
-                return grad(lambda p: own.loss(own.model(p, support.x), support.y))(phi)
-
-            return descent(gradient, measure or own.query_loss, tasks, steps, rate, optimizer)
-
-        return vmap(one)(theta, tasks).transpose(0, 1)
-
-    def tuned(
-        self, theta: Params, rates: Sequence[float], tasks: Started, steps: int, measure=None, **settings
-    ) -> float:
-        """Of several rates the one with the lowest measure after ``steps`` steps down the task's own loss."""
-        ends = [self.plain(theta, tasks, (steps,), rate, measure, **settings).mean() for rate in rates]
-        return rates[int(torch.stack(ends).argmin())]
-
-    def evaluate(self, theta: Params) -> Metrics:
-        """All metrics, the headline first; what they are the experiment's ``judge`` says."""
-        return self.experiment.judge(self, theta)
-
-
-def table(metrics: Metrics, kind: str, steps: Sequence[int], values: Tensor) -> None:
-    """Enter ``kind_STEPS`` with intervals over seeds, of ``values`` ``[steps, seeds, tasks]``."""
-    for number, entry in zip(steps, values, strict=True):
-        metrics[f"{kind}_{number}"] = evaluation.over_seeds(entry.double().mean(1))
-
-
-def few_starts(study: Study, few: int, count: int, generator: torch.Generator) -> Params:
-    """First parameters of ``count`` tasks, the seeds one after the other, where each seed has but ``few`` to draw from.
-
-    The few are the same whenever this is called.
-    """
-    draws, device = runtime.generator(1), generator.device
-    pool = stacked([study.learner().model.init(draws) for _ in range(study.seeds * few)])
-    seed = torch.arange(count, device=device) // max(1, count // study.seeds) % study.seeds
-    row = seed * few + torch.randint(few, (count,), generator=generator, device=device)
-    return {name: value.to(device)[row] for name, value in pool.items()}
-
-
-def chosen(rate: float) -> evaluation.Interval:
-    """A number that was set or picked, not measured: no interval."""
-    return evaluation.Interval(rate, float("nan"), 1)
+from helpers.models.mlp import MLP
+from helpers.models.physics import Frequency, InertiaNetwork
+from helpers.tasks.control.reacher import Reacher
+from helpers.tasks.sinusoid import Sinusoids
+from helpers.types import Examples, Model, Params, Started
+from helpers.validate import same_shape
 
 
 # ---------------------------------------- regression
-
-
 @dataclass(frozen=True)
-class SineStudy(Study):
+class SineStudy(Ml3Experiment):
     """Sine regression. Judged on other sines, over 100 steps, from starts of PyTorch's own kind.
 
     Attributes:
@@ -322,7 +97,7 @@ class SineStudy(Study):
         m: Metrics = {}
         model, steps = MLP((1, *self.hidden, 1), scale=None), (*self.test_steps, self.far)
         tests, others = self.tests(run, TEST_SEED, model), self.tests(run, TUNING_SEED, model)
-        learner = run.learner.with_(model=model)
+        learner = run.learner.replace(model=model)
         rate = run.tuned(theta, self.tuning_rates, others, 100, learner=learner)
         table(m, "ml3_mse", steps, run.learned(theta, tests, steps, learner=learner))
         table(m, "mse_mse", steps, run.plain(theta, tests, steps, self.inner_rate, learner=learner))
@@ -333,41 +108,11 @@ class SineStudy(Study):
         table(m, "adam_mse_mse", some, run.plain(theta, tests, some, **adam))
         # Three tanh layers where the loss was trained for two of ReLU.
         other = MLP((1, 40, 40, 40, 1), scale=None, activation="tanh")
-        tests, learner = self.tests(run, TEST_SEED, other), run.learner.with_(model=other)
+        tests, learner = self.tests(run, TEST_SEED, other), run.learner.replace(model=other)
         table(m, "arch_ml3_mse", some, run.learned(theta, tests, some, learner=learner))
         table(m, "arch_mse_mse", some, run.plain(theta, tests, some, self.inner_rate, learner=learner))
         m["tuned_rate"] = chosen(rate)
         return {"test_mse": m["ml3_mse_100"]} | m
-
-
-# ---------------------------------------- shaping
-
-
-@dataclass(frozen=True)
-class Frequency:
-    """f(x) = sin(ωx) with one parameter, ``omega`` ``[1]``; the outputs ``[n, 2]`` are f(x) and ω itself.
-
-    A loss that may look at ω can use what it is told at meta-training. The learned loss sees f(x) alone.
-    """
-
-    first: float = 0.1
-
-    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """The public code's only start."""
-        return {"omega": torch.full((1,), self.first, dtype=dtype, device=generator.device)}
-
-    @property
-    def head(self) -> str:
-        """ω is all there is."""
-        return "omega"
-
-    def adapts(self, name: str) -> bool:
-        """ω is all there is."""
-        return True
-
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        """``[n, 2]`` of ``x`` ``[n, 1]``."""
-        return torch.cat([torch.sin(params["omega"] * x), params["omega"].expand_as(x)], -1)
 
 
 def seen_of_frequency(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
@@ -386,7 +131,7 @@ def prediction_error(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ShapedSine(Study):
+class ShapedSine(Ml3Experiment):
     """The loss of sin(ωx), with the true frequency known at meta-training or not.
 
     Every inner run begins at ω = 0.1 and goes ten steps at rate 1; each of its points contributes the meta-gradient of
@@ -464,7 +209,7 @@ class ShapedSine(Study):
         for kind, truth in (("", torch.tensor([self.truth], device=device)), ("_all", many)):
             learned, plain = self.landscape(theta, truth, omegas)
             shares = downhill_share(learned, omegas, truth, self.close)
-            m[f"learned_basin{kind}"] = evaluation.over_seeds(shares.mean(1))
+            m[f"learned_basin{kind}"] = statistics.over_seeds(shares.mean(1))
             m[f"mse_basin{kind}"] = chosen(downhill_share(plain, omegas, truth, self.close).mean().item())
         tests = run.common(self.tasks(self.test_tasks, runtime.generator(TEST_SEED)))
 
@@ -507,49 +252,6 @@ def downhill_share(landscape: Tensor, omegas: Tensor, truth: Tensor, close: floa
     return ((omegas[to] - truth[:, None]).abs() <= close).double().mean(-1)
 
 
-# ---------------------------------------- inverse dynamics
-
-
-@dataclass(frozen=True)
-class InertiaNetwork:
-    """A model of a two-link arm's inverse dynamics that learns its mass matrix: τ = M_φ(q) q̈ + c(q, q̇).
-
-    What does not depend on M, c(q, q̇), is known, as in the paper, and taken off: the outputs are the torques
-    M_φ(q) q̈. The network gives the three entries of a lower triangle L from cosines and sines of the angles, and
-    M = L Lᵀ. All is in units in which the numbers are about 1: ``inertia`` kg m² and ``acceleration`` rad/s².
-    """
-
-    network: MLP
-    inertia: float = 5e-4
-    acceleration: float = 10.0
-
-    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """Fresh parameters of the network."""
-        return self.network.init(generator, dtype)
-
-    @property
-    def head(self) -> str:
-        """The last layer of the network."""
-        return self.network.head
-
-    def adapts(self, name: str) -> bool:
-        """All parameters adapt, whatever their name."""
-        return True
-
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        """Two torques and the entries M11, M12, M22, ``[n, 5]``, of ``x`` ``[n, 4]``: angles and accelerations."""
-        q, acceleration = x[:, :2], x[:, 2:]
-        a, b, c = self.network(params, torch.cat([q.cos(), q.sin()], -1)).unbind(-1)
-        entries = torch.stack([a * a, a * b, b * b + c * c], -1)
-        return torch.cat([self.torque(entries, acceleration), entries], -1)
-
-    def torque(self, entries: Tensor, acceleration: Tensor) -> Tensor:
-        """M q̈ ``[..., 2]`` of M11, M12, M22 ``[..., 3]`` and q̈ ``[..., 2]``."""
-        first, cross, last = entries.unbind(-1)
-        one, two = acceleration.unbind(-1)
-        return torch.stack([first * one + cross * two, cross * one + last * two], -1)
-
-
 def seen_of_dynamics(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
     """(q, q̈, predicted torque, measured torque), without the mass matrix."""
     return input_prediction_and_target(x, outputs[:, :2], y[:, :2])
@@ -568,7 +270,7 @@ def inertia_error(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InverseDynamics(Study):
+class InverseDynamics(Ml3Experiment):
     """Learning the mass matrix of a two-link arm from torques along a trajectory.
 
     The arm is the reacher without the armature that MuJoCo adds to its joints: with it M would be all but constant. A
@@ -639,7 +341,7 @@ class InverseDynamics(Study):
         tests, others = (
             run.common(self.tasks(self.test_tasks, runtime.generator(s))) for s in (TEST_SEED, TUNING_SEED)
         )
-        on_torques = run.learner.with_(loss=torque_error)
+        on_torques = run.learner.replace(loss=torque_error)
         rate = run.tuned(theta, self.tuning_rates, others, max(steps), learner=on_torques)
         for what, error in (("torque", torque_error), ("inertia", inertia_error)):
 
@@ -653,7 +355,7 @@ class InverseDynamics(Study):
         return {"torque_error": m[f"ml3_torque_{max(steps)}"]} | m
 
 
-def experiments() -> list[Study]:
+def experiments() -> list[Ml3Experiment]:
     """The experiments of the chapter, the most important first."""
     many = {
         "amplitudes": (0.2, 5.0), "phases": (-math.pi, math.pi), "inputs": (-5.0, 5.0), "meta_batch": 4, "way": 5,

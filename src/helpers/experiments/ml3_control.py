@@ -1,7 +1,7 @@
 """The recorded experiments of the ML3 chapter in which a learned loss improves a policy through a model of the world.
 
 Model-based reinforcement learning: policies are followed in an environment, or a model of one, that can be
-differentiated (:mod:`helpers.tasks.control`).
+differentiated (:mod:`helpers.tasks.control.rollout`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,35 @@ from torch import Tensor
 from torch.nn import functional
 
 from helpers import runtime
-from helpers.experiments.ml3 import TEST_SEED, TUNING_SEED, Metrics, Study, Training, begun, chosen, few_starts, table
-from helpers.learners import CARRIED, LossDescent
+from helpers.experiments.ml3_study import (
+    TEST_SEED,
+    TUNING_SEED,
+    Metrics,
+    Ml3Experiment,
+    Training,
+    begun,
+    chosen,
+    few_starts,
+    table,
+)
+from helpers.learners.descent import CARRIED
+from helpers.learners.learned import LossDescent
 from helpers.losses import LearnedLoss
-from helpers.models import MLP, Params, below, stacked
-from helpers.tasks import Examples, Started
-from helpers.tasks.control import MountainCar, PointMass, Reacher, Rollout, Trajectory, random_rollouts
+from helpers.models.layers import stacked, subtree
+from helpers.models.mlp import MLP
+from helpers.tasks.control.mountain_car import MountainCar
+from helpers.tasks.control.point_mass import PointMass
+from helpers.tasks.control.reacher import Reacher
+from helpers.tasks.control.rollout import Rollout, random_rollouts
+from helpers.tasks.control.types import Trajectory
+from helpers.types import Examples, Params, Started
 
 DYNAMICS = CARRIED + "dynamics:"  # prefix, in θ, of learned dynamics: kept with the checkpoint, left alone by training
 
 
 # ---------------------------------------- mountain car
-
-
 @dataclass(frozen=True)
-class Car(Study):
+class Car(Ml3Experiment):
     """A loss for the mountain car, with an intermediate goal at meta-training or without.
 
     The learned loss sees state, action and the distance at the end, a constant, of every step. It is judged by whether
@@ -125,10 +139,8 @@ def _of_steps(states: Tensor, actions: Tensor, ends: Tensor) -> Tensor:
 
 
 # ---------------------------------------- point mass and reacher
-
-
 @dataclass(frozen=True)
-class Reaching(Study):
+class Reaching(Ml3Experiment):
     """A loss that brings a point mass or a two-link arm to goals, new ones among them.
 
     The meta-gradient goes through a model of the dynamics: the mass's own, or an ensemble of networks fitted to random
@@ -261,11 +273,11 @@ class ReachingTraining(Training):
 
     def bound(self, theta: Params, learner: LossDescent) -> LossDescent:
         """The learner whose policies are followed in the dynamics of θ."""
-        dynamics = below(theta, DYNAMICS)
+        dynamics = subtree(theta, DYNAMICS)
         if not dynamics:
             return learner
         step = partial(ensemble_step, self.experiment.env(), dynamics)
-        return learner.with_(model=replace(learner.model, step=step))
+        return learner.replace(model=replace(learner.model, step=step))
 
 
 def ensemble_step(env: Reacher, dynamics: Params, state: Tensor, action: Tensor) -> Tensor:
@@ -325,7 +337,7 @@ def fit_ensemble(experiment: Reaching, generator: torch.Generator) -> Params:
     return {name: value.detach() for name, value in params.items()}
 
 
-def experiments() -> list[Study]:
+def experiments() -> list[Ml3Experiment]:
     """The control experiments of the chapter, the most important first."""
     public = {"goals": 1, "policies": 1, "sees_goal": False}
     arm = {"body": "arm", "members": 3}

@@ -10,98 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.nn import functional
 from torch.utils._pytree import tree_map
 
-from helpers import evaluation, losses, metagradients, runtime
-from helpers.experiments import Recorded
-from helpers.learners import RATE, GradientDescent, LossDescent, MinibatchDescent
+from helpers import estimators, losses, runtime
+from helpers.errors import UserError
+from helpers.experiments.base import Recorded
+from helpers.lab import statistics
+from helpers.learners.descent import RATE, GradientDescent
+from helpers.learners.learned import LossDescent
+from helpers.learners.minibatch import MinibatchDescent
 from helpers.losses import LearnedLoss
-from helpers.metagradients import traced
-from helpers.models import MLP, Model, Params, stacked
-from helpers.runtime import UserError
-from helpers.tasks import Examples, Started, Tasks, digits, minibatches
+from helpers.models.layers import stacked
+from helpers.models.lenet import LeNet
+from helpers.models.mlp import MLP
+from helpers.numerics.tracing import traced
+from helpers.tasks import digits
+from helpers.tasks.batches import minibatches
 from helpers.tasks.images import ImageClasses
+from helpers.types import Examples, Model, Params, Started, Tasks
 
 TEST_SEED = 20_190_612  # of the test tasks; the same tasks for every experiment and every evaluation
 DIVERGED = 100.0  # a network with a larger cross-entropy, or with none that is a number, counts with this one
 
 
 @dataclass(frozen=True)
-class LeNet:
-    """Two 5×5 convolutions with max pooling and ReLU, and two linear layers, for square images given as rows of pixels.
-
-    Parameters are ``conv1.weight`` ``[5, 5, 1, 10]``, ``conv1.bias`` ``[10]``, ``conv2.…``, ``linear1.weight`` ``[320,
-    50]`` and so on, drawn from U[−1/√n, 1/√n], n inputs, as PyTorch draws them. There is no dropout.
-
-    Attributes:
-        ways: number of classes.
-        side: height and width of the images.
-        filters: of the convolutions.
-        hidden: units between the linear layers.
-
-    Raises:
-        UserError: if the images are too small.
-
-    Source: ``optimizee.py`` of the public code of Bechtle et al. (2020), which has dropout too.
-    """
-
-    ways: int = 2
-    side: int = 28
-    filters: tuple[int, int] = (10, 20)
-    hidden: int = 50
-
-    def __post_init__(self) -> None:
-        if self.left < 1:
-            raise UserError(f"images of {self.side}×{self.side} pixels are too small for this network: give it 28×28")
-
-    @property
-    def left(self) -> int:
-        """Height and width of what the second pooling leaves."""
-        return ((self.side - 4) // 2 - 4) // 2
-
-    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """Fresh parameters on the generator's device."""
-        first, second = self.filters
-        shapes = {
-            "conv1": (first, 1, 5, 5),
-            "conv2": (second, first, 5, 5),
-            "linear1": (second * self.left**2, self.hidden),
-            "linear2": (self.hidden, self.ways),
-        }
-        params = {}
-        for name, shape in shapes.items():
-            out = shape[0] if len(shape) == 4 else shape[-1]
-            bound = (torch.Size(shape).numel() / out) ** -0.5
-            for kind, size in (("weight", shape), ("bias", (out,))):
-                value = torch.empty(size, dtype=dtype, device=generator.device)
-                params[f"{name}.{kind}"] = value.uniform_(-bound, bound, generator=generator)
-        return params
-
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        """Map ``x`` ``[n, side²]`` to ``[n, ways]``."""
-        x = x.view(len(x), 1, self.side, self.side)
-        for layer in ("conv1", "conv2"):
-            x = functional.conv2d(x, params[f"{layer}.weight"], params[f"{layer}.bias"])
-            x = functional.relu(functional.max_pool2d(x, 2))
-        x = functional.relu(x.flatten(1) @ params["linear1.weight"] + params["linear1.bias"])
-        return x @ params["linear2.weight"] + params["linear2.bias"]
-
-    @property
-    def head(self) -> str:
-        """The last linear map."""
-        return "linear2."
-
-    def adapts(self, name: str) -> bool:
-        """Whether the inner loop changes the parameter: it changes all."""
-        return True
-
-
-@dataclass(frozen=True)
 class MinibatchLossDescent(LossDescent, MinibatchDescent):
     """Descent of a learned loss in which every inner step sees a minibatch of its own, as later when it is used.
 
-    The support set is given as a sequence of minibatches, as for :class:`~helpers.learners.MinibatchDescent`.
+    The support set is given as a sequence of minibatches, as for :class:`~helpers.learners.minibatch.MinibatchDescent`.
     """
 
     steps: int | None = None
@@ -209,7 +145,7 @@ class DigitsTraining:
         self.step, self.outcome = traced(_step), traced(_outcome)
 
     def _seeds(self, theta: Params, tasks: Started) -> tuple[Params, Tensor]:
-        return vmap(partial(metagradients.maml, self.learner))(theta, tasks)
+        return vmap(partial(estimators.maml, self.learner))(theta, tasks)
 
     def init(self, generator: torch.Generator) -> Params:
         """θ ``[seeds, ...]``: the learned losses."""
@@ -239,7 +175,7 @@ class DigitsTraining:
         drawn = stacked([model.init(generator) for _ in range(seeds * count)])
         return {name: value.unflatten(0, (seeds, count)) for name, value in drawn.items()}
 
-    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Accuracies and cross-entropies on test images while fresh networks learn, with intervals over the seeds.
 
         ``ml3_accuracy_{steps}`` and ``ml3_loss_{steps}`` are of networks that descend the learned loss on held-out
@@ -268,19 +204,19 @@ class DigitsTraining:
                     metrics |= self._named(f"{prefix}{kind}_tuned", ends, suffix)
                     if (kind, prefix, suffix) == ("ml3", "", ""):
                         metrics |= self._named("spot_ml3", found[:1])
-                metrics[f"{prefix}{kind}_tuned_rate"] = evaluation.over_seeds(tuned[e.test_steps[-1]])
+                metrics[f"{prefix}{kind}_tuned_rate"] = statistics.over_seeds(tuned[e.test_steps[-1]])
         return {"test_accuracy": metrics[f"ml3_accuracy_{e.test_steps[-1]}"]} | metrics
 
-    def spot_check(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def spot_check(self, theta: Params) -> dict[str, statistics.Interval]:
         """``spot_ml3_…``, from the first network of each held-out pair: for the points on the way, and to check."""
         held_out = [pairs for _, pairs in self.pairs]
         found = self.curves(self.learner, theta, self.experiment.inner_rate, held_out, self.test, networks=1)
         return self._named("spot_ml3", found)
 
-    def _named(self, kind: str, curves: Tensor, suffix: str = "") -> dict[str, evaluation.Interval]:
+    def _named(self, kind: str, curves: Tensor, suffix: str = "") -> dict[str, statistics.Interval]:
         """Metrics of curves ``[networks, 2, steps, seeds]``."""
         return {
-            f"{kind}_{quantity}_{steps}{suffix}": evaluation.over_seeds(value)
+            f"{kind}_{quantity}_{steps}{suffix}": statistics.over_seeds(value)
             for quantity, values in zip(("accuracy", "loss"), curves.mean(0), strict=True)
             for steps, value in zip(self.experiment.test_steps, values, strict=True)
         }
@@ -357,7 +293,7 @@ class DigitsTraining:
 
 def _step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:
     """One inner step of every task of every seed."""
-    return vmap(partial(metagradients.inner_step, learner))(theta, phi, support)
+    return vmap(partial(estimators.inner_step, learner))(theta, phi, support)
 
 
 def _outcome(model: Model, phi: Params, query: Examples) -> Tensor:

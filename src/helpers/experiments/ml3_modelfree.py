@@ -17,195 +17,39 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from helpers import evaluation, metagradients, runtime
-from helpers.experiments import Recorded, both_names
-from helpers.learners import LossDescent
+from helpers import runtime
+from helpers.errors import UserError
+from helpers.experiments.base import Recorded, both_names
+from helpers.experiments.ml3_ppo import ppo
+from helpers.lab import statistics
+from helpers.learners.learned import LossDescent
 from helpers.losses import LearnedLoss
-from helpers.models import MLP, Params, stacked
-from helpers.runtime import UserError
-from helpers.tasks import Examples
-from helpers.tasks.control import Control, PointMass, Reacher
-from helpers.tracing import linearized
+from helpers.models.layers import stacked
+from helpers.models.mlp import MLP
+from helpers.models.policies import GaussianPolicy, log_probability
+from helpers.numerics import tracing
+from helpers.numerics.tracing import linearized
+from helpers.tasks.control.experience import Experience, act, advantages, sample
+from helpers.tasks.control.point_mass import PointMass
+from helpers.tasks.control.reacher import Reacher
+from helpers.types import Examples, Params
 
 TEST_SEED = 20_190_612  # of the test goals, policies and noise; the same for every experiment and every evaluation
 TUNING_SEED = 1  # of the training goals that PPO is tuned on
 
 
-# ---------------------------------------- policies and what they sample
-
-
-@dataclass(frozen=True)
-class GaussianPolicy:
-    """Actions from a normal distribution with independent coordinates: its mean is a network's, its deviation free.
-
-    Parameters are those of ``mean`` and ``log_std`` ``[actions]``; the deviation is ``smallest_std`` + exp(log_std), so
-    that no update ends the exploration. Called, it gives mean and deviation ``[n, 2 actions]``.
-
-    Attributes:
-        mean: from an observation to an action, in units of ``max_action``.
-        first_std: the deviation before any update.
-        smallest_std: its lower bound.
-        first_scale: factor of the last layer's first values, so that all policies begin with hardly any force.
-    """
-
-    mean: MLP
-    first_std: float = 0.5
-    smallest_std: float = 0.1
-    first_scale: float = 0.1
-
-    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """Fresh parameters on the generator's device."""
-        params = self.mean.init(generator, dtype)
-        params |= {name: self.first_scale * value for name, value in params.items() if name.startswith(self.head)}
-        log_std = torch.full_like(params["linear1.bias"][:1], self.first_std - self.smallest_std).log()
-        return params | {"log_std": log_std.repeat(self.mean.sizes[-1])}
-
-    @property
-    def head(self) -> str:
-        """The last layer of the mean."""
-        return self.mean.head
-
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        """Mean and deviation, ``[n, 2 actions]``, at observations ``x`` ``[n, observation]``."""
-        mean = self.mean(params, x)
-        return torch.cat([mean, (self.smallest_std + params["log_std"].exp()).expand_as(mean)], -1)
-
-    def adapts(self, name: str) -> bool:
-        """Whether the inner loop changes the parameter: all."""
-        return True
-
-
-def log_probability(outputs: Tensor, action: Tensor) -> Tensor:
-    """Log density of actions ``[..., actions]`` under ``outputs`` ``[..., 2 actions]``, mean and deviation; ``[...]``.
-
-    The density is that of the action as it was drawn, before the environment's limits cut it.
-    """
-    mean, std = outputs.chunk(2, -1)
-    return (-((action - mean) / std).square() / 2 - std.log() - math.log(2 * math.pi) / 2).sum(-1)
-
-
-class Experience(NamedTuple):
-    """Sampled trajectories; the leading axes ``[..., n]`` are policies and their trajectories.
-
-    Attributes:
-        observations: ``[..., n, horizon, observation]``.
-        actions: ``[..., n, horizon, actions]``, as drawn, in units of ``max_action``.
-        rewards: ``[..., n, horizon]``.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-
-    @property
-    def returns(self) -> Tensor:
-        """Sum of the rewards of each trajectory, ``[..., n]``."""
-        return self.rewards.sum(-1)
-
-
-def reward(env: Control, state: Tensor, action: Tensor, goal: Tensor, control_cost: float) -> Tensor:
-    """The reward of arriving at ``state`` ``[..., 4]`` by ``action`` ``[..., 2]``: ``[...]``.
-
-    Args:
-        goal: position, m, or joint angles, rad; broadcast against ``state[..., :2]``.
-        control_cost: in m or rad, for a full action.
-    """
-    away = torch.linalg.vector_norm(state[..., :2] - goal, dim=-1)
-    return -away - control_cost * action.clamp(-1, 1).square().sum(-1)
-
-
-def act(
-    env: Control,
-    policy: GaussianPolicy,
-    control_cost: float,
-    params: Params,
-    state: Tensor,
-    goal: Tensor,
-    noise: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One step of several policies.
-
-    Args:
-        params: tensors ``[policies, ...]``.
-        state: ``[policies, n, state]``.
-        goal: ``[policies, 1, 2]``.
-        noise: standard normal, ``[policies, n, actions]``.
-
-    Returns:
-        Observation, action, reward and the next state.
-    """
-    seen = env.observe(state, goal)
-    mean, std = vmap(policy)(params, seen).chunk(2, -1)
-    action = mean + std * noise
-    state = env.step(state, env.max_action * action)
-    return seen, action, reward(env, state, action, goal, control_cost), state
-
-
-def sample(
-    env: Control,
-    policy: GaussianPolicy,
-    params: Params,
-    goal: Tensor,
-    start: Tensor,
-    noise: Tensor,
-    control_cost: float = 0.0,
-    step: Callable = act,
-) -> Experience:
-    """Let each policy follow its own goal, as often as there is noise for.
-
-    Args:
-        params: tensors ``[policies, ...]``.
-        goal: ``[policies, 2]``.
-        start: ``[policies, n, state]``.
-        noise: standard normal, ``[policies, n, horizon, actions]``.
-        control_cost: see :func:`reward`.
-        step: :func:`act`, or the same recorded.
-    """
-    state, taken = start, []
-    with torch.no_grad():
-        for now in noise.unbind(-2):
-            *seen, state = step(env, policy, control_cost, params, state, goal[:, None], now)
-            taken.append(seen)
-    observations, actions, rewards = zip(*taken, strict=True)
-    return Experience(torch.stack(observations, 2), torch.stack(actions, 2), torch.stack(rewards, 2))
-
-
-def to_go(rewards: Tensor) -> Tensor:
-    """What is still to come, this step's included: ``[..., horizon]``, like the rewards."""
-    return rewards.flip(-1).cumsum(-1).flip(-1)
-
-
-def advantages(rewards: Tensor) -> Tensor:
-    """Rewards to go, less their mean over the trajectories at the same step, in units of their deviation.
-
-    The deviation is one for all steps of a policy's trajectories. So goals near and far, and policies early and late,
-    weigh the same in the outer objective; the paper has the plain return.
-
-    Args:
-        rewards: ``[..., n, horizon]``.
-    """
-    future = to_go(rewards)
-    future = future - future.mean(-2, keepdim=True)
-    return future / (future.square().mean((-1, -2), keepdim=True).sqrt() + 1e-6)
-
-
 # ---------------------------------------- the learned loss
-
-
 def experience_features(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
     """What a learned loss sees of a step: observation, mean, deviation, action, log density; and the rest of ``y``.
 
@@ -237,7 +81,7 @@ def support(experience: Experience, rewards: bool = False) -> Examples:
 
     Args:
         experience: of several policies.
-        rewards: add the rewards to go, standardised as by :func:`advantages`.
+        rewards: add the rewards to go, standardised as by :func:`~helpers.tasks.control.rollout.experience.advantages`.
 
     Returns:
         ``x`` ``[policies, n · horizon, observation]``, ``y`` ``[policies, n · horizon, actions (+ 1)]``.
@@ -254,8 +98,6 @@ def query(experience: Experience) -> Examples:
 
 
 # ---------------------------------------- the recorded experiments
-
-
 @dataclass(frozen=True)
 class ModelFree(Recorded):
     """A learned loss for Gaussian policies, several seeds side by side, and PPO on the same goals.
@@ -267,7 +109,7 @@ class ModelFree(Recorded):
     Attributes:
         task: ``"pointmass"`` or ``"reacher"``.
         max_action: what an action of 1 is: N for the point mass; times the gear, N m for the arm.
-        control_cost: see :func:`reward`.
+        control_cost: see :func:`~helpers.tasks.control.rollout.experience.reward`.
         hidden: layers of the policy (and of PPO's policy and value function).
         first_std: deviation of the actions before any update, for PPO too.
         loss_hidden: layers of the learned loss.
@@ -353,10 +195,10 @@ class ModelFreeTraining:
     def __init__(self, experiment: ModelFree, device: torch.device) -> None:
         self.experiment, self.device = experiment, device
         self.env, self.learner = experiment.environment(), experiment.learner()
-        self.step = metagradients.traced(act)
-        self.update = metagradients.traced(self._update)
+        self.step = tracing.traced(act)
+        self.update = tracing.traced(self._update)
         self.differentiable_update = linearized(self._update, by=(0,))
-        self.judge = metagradients.traced(self._judge)
+        self.judge = tracing.traced(self._judge)
 
     def _update(self, theta: Params, params: Params, given: Examples) -> Params:
         """One update of every policy, ``[seeds, policies, ...]``."""
@@ -448,12 +290,12 @@ class ModelFreeTraining:
                 params = self.update(theta, params, self._apart(support(met, e.rewards)))
         return torch.stack(found).cpu()
 
-    def spot_check(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def spot_check(self, theta: Params) -> dict[str, statistics.Interval]:
         """What needs no PPO: the returns by the learned loss."""
         returns = self.returns(theta).mean(-1)
-        return {f"spot_ml3_return_{n}": evaluation.over_seeds(returns[n]) for n in self.experiment.test_updates}
+        return {f"spot_ml3_return_{n}": statistics.over_seeds(returns[n]) for n in self.experiment.test_updates}
 
-    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Returns on new goals, by the learned loss and, where stable-baselines3 is installed, by PPO.
 
         ``ml3_return_{updates}`` and ``ppo_return_{updates}`` after as many updates, 0 being fresh policies; means over
@@ -467,7 +309,7 @@ class ModelFreeTraining:
         headline = f"ml3_return_{e.updates}"
         return {headline: metrics[headline]} | metrics
 
-    def _ppo(self) -> dict[str, evaluation.Interval]:
+    def _ppo(self) -> dict[str, statistics.Interval]:
         """PPO, tuned on training goals for the best return after its last update."""
         e = self.experiment
         training = self.env.goals(e.ppo_goals, runtime.generator(TUNING_SEED))
@@ -486,155 +328,10 @@ class ModelFreeTraining:
             best = e.ppo_settings[int(torch.stack(tuned).argmax())]
             runs = [[run(goal, best, 1000 * (1 + seed) + i) for i, goal in enumerate(test)] for seed in range(e.seeds)]
         returns = torch.stack([torch.stack(goals).mean(0) for goals in runs])
-        found = {f"ppo_return_{n}": evaluation.over_seeds(returns[:, n]) for n in e.ppo_updates}
+        found = {f"ppo_return_{n}": statistics.over_seeds(returns[:, n]) for n in e.ppo_updates}
         for name, value in zip(("rate", "epochs", "discount"), best, strict=True):
-            found[f"ppo_{name}"] = evaluation.Interval(float(value), math.nan, 1)
+            found[f"ppo_{name}"] = statistics.Interval(float(value), math.nan, 1)
         return found
-
-
-# ---------------------------------------- PPO
-
-
-def _needed(package: str) -> Any:
-    """The package, or the sentence that says how to get it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        name = package.split(".")[0].replace("_", "-")
-        raise UserError(f'{name} is not installed and is needed here: pip install -e ".[control]"') from None
-
-
-def as_gymnasium(env: PointMass | Reacher, goal: Tensor, control_cost: float = 0.0, seed: int = 0) -> Any:
-    """One goal of a task as a ``gymnasium.Env``.
-
-    Actions are in [−1, 1], observations and rewards those of this module, as float32 and float; an episode is
-    truncated at the horizon and never terminates.
-
-    Args:
-        goal: ``[2]``.
-        seed: of the starts, until ``reset`` is given another.
-
-    Raises:
-        UserError: where gymnasium is not installed.
-    """
-    gymnasium = _needed("gymnasium")
-    spaces = gymnasium.spaces
-
-    class OneGoal(gymnasium.Env):
-        """The state is a tensor ``[4]``."""
-
-        def __init__(self) -> None:
-            self.draws, self.state, self.time = runtime.generator(seed), None, 0
-            size = env.observe(env.reset(1, runtime.generator(seed)), goal).shape[-1]
-            self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-            self.action_space = spaces.Box(-1.0, 1.0, (env.action_size,), np.float32)
-
-        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-            super().reset(seed=seed)
-            if seed is not None:
-                self.draws = runtime.generator(seed)
-            self.state, self.time = env.reset(1, self.draws)[0], 0
-            return env.observe(self.state, goal).numpy(), {}
-
-        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-            drawn = torch.as_tensor(action, dtype=torch.float32)
-            self.state, self.time = env.step(self.state, env.max_action * drawn), self.time + 1
-            gained = reward(env, self.state, drawn, goal, control_cost).item()
-            return env.observe(self.state, goal).numpy(), gained, False, self.time >= env.horizon, {}
-
-    return OneGoal()
-
-
-def _side_by_side(e: ModelFree, goal: Tensor, seed: int) -> Any:
-    """As many of :func:`as_gymnasium` as an update takes trajectories, stepped as one batch, for stable-baselines3."""
-    vectors = _needed("stable_baselines3.common.vec_env")
-    env, n = e.environment(), e.trajectories
-    one = as_gymnasium(env, goal, e.control_cost)
-
-    class SideBySide(vectors.VecEnv):
-        """``returns`` collects the mean return of each round of episodes."""
-
-        def __init__(self) -> None:
-            self.draws, self.returns, self.actions = runtime.generator(seed), [], None
-            super().__init__(n, one.observation_space, one.action_space)
-
-        def reset(self) -> np.ndarray:
-            self.state, self.time, self.total = env.reset(n, self.draws), 0, 0.0
-            return env.observe(self.state, goal).numpy()
-
-        def step_async(self, actions: np.ndarray) -> None:
-            self.actions = torch.as_tensor(actions)
-
-        def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
-            self.state, self.time = env.step(self.state, env.max_action * self.actions), self.time + 1
-            gained = reward(env, self.state, self.actions, goal, e.control_cost)
-            self.total += gained.mean().item()
-            seen, over = env.observe(self.state, goal).numpy(), self.time >= env.horizon
-            infos = [{"terminal_observation": last, "TimeLimit.truncated": True} if over else {} for last in seen]
-            if over:
-                self.returns.append(self.total)
-                seen = self.reset()
-            return seen, gained.numpy(), np.full(n, over), infos
-
-        def close(self) -> None:
-            pass
-
-        def get_attr(self, attr_name: str, indices: Any = None) -> list:
-            return [getattr(one, attr_name)] * n
-
-        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-            raise UserError("environments side by side are not changed from outside: make new ones")
-
-        def env_method(self, method_name: str, *arguments: Any, indices: Any = None, **named: Any) -> list:
-            raise UserError("environments side by side are not changed from outside: make new ones")
-
-        def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-            return [False] * n
-
-    return SideBySide()
-
-
-@contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Leave the global generators, which stable-baselines3 seeds and uses, as they were found."""
-    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        np.random.set_state(numpy)  # noqa: NPY002
-        random.setstate(python)
-
-
-def ppo(e: ModelFree, goal: Tensor, setting: Sequence[float], updates: int, seed: int) -> Tensor:
-    """Train a fresh policy for one goal by proximal policy optimisation, with a value function of its own.
-
-    An update is what follows ``e.trajectories`` trajectories: all epochs over their steps, in minibatches as long as a
-    trajectory. The rest is left to the library's defaults.
-
-    Args:
-        goal: ``[2]``.
-        setting: learning rate, epochs, discount.
-
-    Returns:
-        Mean return of the trajectories sampled after 0, 1, … ``updates`` updates, ``[updates + 1]``.
-
-    Raises:
-        UserError: where stable-baselines3 is not installed.
-
-    Source: Schulman et al. (2017); the implementation is stable-baselines3's.
-    """
-    library = _needed("stable_baselines3")
-    rate, epochs, discount = setting
-    with _own_randomness():
-        world, horizon = _side_by_side(e, goal, seed), e.environment().horizon
-        model = library.PPO(
-            "MlpPolicy", world, rate, n_steps=horizon, batch_size=horizon, n_epochs=epochs,
-            gamma=discount, seed=seed, device="cpu",
-            policy_kwargs={"net_arch": list(e.hidden), "log_std_init": math.log(e.first_std)},
-        )  # fmt: skip
-        model.learn((updates + 1) * model.n_steps * world.num_envs)
-    return torch.tensor(world.returns)
 
 
 def experiments() -> list[ModelFree]:

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from helpers import runtime
-from helpers.evaluation import Interval, interval, over_seeds
-from helpers.experiments import Recorded, both_names, part
-from helpers.learners import CARRIED
-from helpers.models import ConvNet, Params, below, stacked
+from helpers.errors import UserError
+from helpers.experiments.base import Recorded, both_names
+from helpers.lab.statistics import Interval, interval, over_seeds
+from helpers.learners.descent import CARRIED
+from helpers.models.convnet import ConvNet
+from helpers.models.layers import stacked, subtree
+from helpers.optimizers.child_training import Outcome, Population
+from helpers.optimizers.controller import Controller, encoded, policy_gradient
+from helpers.optimizers.evolution import Evolution
 from helpers.optimizers.language import Expression, grammar, parse
-from helpers.populations import Outcome, Population
-from helpers.runtime import UserError
-from helpers.search import Controller, Evolution, encoded, policy_gradient
-from helpers.tasks import Examples
+from helpers.types import Examples, Params
 
 METHODS = ("controller", "random", "evolution")
 STATUS = ("complete", "cut", "diverged")
@@ -217,7 +219,7 @@ class SearchRun:
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """PPO's gradient for every controller; at the beginning of a round, new proposals of all searches first."""
         s = self.search
-        log = {name: value.clone() for name, value in below(theta, LOG).items()}
+        log = {name: value.clone() for name, value in subtree(theta, LOG).items()}
         done = int(log["done"])
         number, inner = divmod(done, s.ppo_steps)
         if inner == 0:
@@ -317,7 +319,7 @@ class SearchRun:
 
 def _controller(theta: Params, search: int) -> Params:
     """The parameters of one search's controller."""
-    return {name: value[search] for name, value in part(theta, "controller").items()}
+    return {name: value[search] for name, value in subtree(theta, "controller/").items()}
 
 
 def on_cpu(generator: torch.Generator) -> torch.Generator:
@@ -352,7 +354,7 @@ def remembered(search: Search, log: dict[str, Tensor]) -> dict[Expression, Outco
 def table(search: Search, theta: Params) -> list[dict[str, Any]]:
     """Every proposal of a search, in order: ``round``, ``method``, ``search``, ``rule`` (canonical text), ``reward``,
     ``rate``, ``status`` and ``seconds`` (0 where the cache had the answer)."""
-    log, words, rows = below(theta, LOG), grammar(search.depth), []
+    log, words, rows = subtree(theta, LOG), grammar(search.depth), []
     names: dict[tuple[int, ...], str] = {}
     for at, tokens in proposals(search, log):
         number, arm, _ = at

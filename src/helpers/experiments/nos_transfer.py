@@ -15,22 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers import losses, records
-from helpers.evaluation import Interval, interval, over_seeds
-from helpers.experiments import Recorded, both_names
+from helpers import losses
+from helpers.experiments.base import Recorded, both_names
 from helpers.experiments.nos import best, child, data_provenance, images
-from helpers.learners import CARRIED
-from helpers.models import Params, WideResNet, below
+from helpers.lab import records
+from helpers.lab.statistics import Interval, interval, over_seeds
+from helpers.learners.descent import CARRIED
+from helpers.models.layers import subtree
+from helpers.models.seq2seq import Seq2Seq, token_accuracy, translation_loss
+from helpers.models.wide_resnet import WideResNet
+from helpers.optimizers.child_training import RATES, Network, Population
 from helpers.optimizers.language import parse
 from helpers.optimizers.rules import ADDSIGN, BASELINES, PAPER_RULES, POWERSIGN, state_bytes
-from helpers.populations import RATES, Network, Population
-from helpers.sequence import Seq2Seq, token_accuracy, translation_loss
-from helpers.tasks import Examples, numerals
+from helpers.tasks import numerals
+from helpers.types import Examples, Params
 
 TARGETS = ("child", "wide-resnet", "translation")
 SCORES = ("test", "valid", "best_test", "best_valid")
 RESULTS = CARRIED + "results/"
-
 # label, rule, decay of its sign term
 Entry = tuple[str, str, str | None]
 TABLE: tuple[Entry, ...] = (
@@ -144,7 +146,7 @@ class TransferRun:
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """Measure; what comes back as a gradient makes the outer step write the results down."""
-        results = {name: value.clone() for name, value in below(theta, RESULTS).items()}
+        results = {name: value.clone() for name, value in subtree(theta, RESULTS).items()}
         done = int(results["done"])
         if done == 0:
             self._sweep(results)
@@ -179,7 +181,7 @@ class TransferRun:
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """Scores over the starts, the differences from SGD and Adam start by start, and the rates."""
-        results = below(theta, RESULTS)
+        results = subtree(theta, RESULTS)
         seen, labels = max(1, int(results["done"]) - 1), [label for label, _, _ in self.transfer.entries]
         scores = results["scores"][:, :seen].double()
         metrics: dict[str, Interval] = {}
@@ -198,7 +200,7 @@ class TransferRun:
     def spot_check(self, theta: Params) -> dict[str, Interval]:
         """The first rule trained for one epoch from the first start once more; interval over the test minibatches."""
         entries = self.transfer.entries[:1]
-        population, networks = self._trained(1, below(theta, RESULTS)["rates"][:1].tolist(), entries)
+        population, networks = self._trained(1, subtree(theta, RESULTS)["rates"][:1].tolist(), entries)
         population.run(networks, 1)
         parts = zip(self.test.x.split(self.transfer.batch), self.test.y.split(self.transfer.batch), strict=True)
         values = torch.cat([population.scores(networks, Examples(x, y)) for x, y in parts])
@@ -206,7 +208,7 @@ class TransferRun:
 
     def table(self, theta: Params) -> list[dict[str, Any]]:
         """Every rule from every start: ``label``, ``rule``, ``decay``, ``rate``, ``seed`` and the four scores."""
-        results, rows = below(theta, RESULTS), []
+        results, rows = subtree(theta, RESULTS), []
         for i, (label, rule, schedule) in enumerate(self.transfer.entries):
             for seed in range(int(results["done"]) - 1):
                 scores = {kind: round(results["scores"][i, seed, n].item(), 6) for n, kind in enumerate(SCORES)}

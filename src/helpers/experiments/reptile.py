@@ -12,11 +12,18 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from helpers import evaluation, losses, metagradients, runtime, tracing
-from helpers.experiments import OnOmniglot, Recorded, part
-from helpers.learners import MinibatchAdam, MinibatchDescent
-from helpers.models import MLP, ConvNet, Params, stacked
-from helpers.tasks import Examples, FewShot, Sinusoids, Tasks, minibatches, whole
+from helpers import estimators, losses, runtime
+from helpers.experiments.base import OnOmniglot, Recorded
+from helpers.lab import evaluation, statistics
+from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
+from helpers.models.convnet import ConvNet
+from helpers.models.layers import stacked, subtree
+from helpers.models.mlp import MLP
+from helpers.numerics import tracing
+from helpers.tasks.batches import merge_support_query, minibatches
+from helpers.tasks.episodes import FewShot
+from helpers.tasks.sinusoid import Sinusoids
+from helpers.types import Examples, Params, Tasks
 
 TEST_SEED = 20_180_308  # of the test tasks; the same tasks for every experiment and every evaluation
 BLOCK = 100  # test tasks that are drawn at once
@@ -88,12 +95,12 @@ class OmniglotTraining:
         self.experiment, self.device, self.learner = experiment, device, experiment.learner()
         self.family = FewShot(train.to(device), experiment.ways, experiment.train_shots, experiment.queries)
         self.test = test
-        self.predict = Predictor(metagradients.compiled if compiled else metagradients.traced)
+        self.predict = Predictor(tracing.compiled if compiled else tracing.traced)
         self.use("compiled" if compiled else "traced")
 
     def use(self, form: str) -> None:
-        """Run the estimator in one of the forms of ``helpers.tracing.FORMS``."""
-        self.estimator = tracing.FORMS[form](metagradients.reptile)
+        """Run the estimator in one of the forms of ``helpers.numerics.tracing.FORMS``."""
+        self.estimator = tracing.FORMS[form](estimators.reptile)
 
     def init(self, generator: torch.Generator) -> Params:
         """Fresh meta-parameters."""
@@ -110,15 +117,15 @@ class OmniglotTraining:
         step, query_losses = self.estimator(self.learner, theta, self.tasks(generator))
         return step, query_losses.mean()
 
-    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """All metrics, on all test episodes."""
         return self._accuracies(theta, self.experiment.test_tasks)
 
-    def spot_check(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def spot_check(self, theta: Params) -> dict[str, statistics.Interval]:
         """The metrics of the first episodes alone: for the points on the way, and to check a record."""
         return self._accuracies(theta, self.experiment.spot_tasks)
 
-    def _accuracies(self, theta: Params, count: int) -> dict[str, evaluation.Interval]:
+    def _accuracies(self, theta: Params, count: int) -> dict[str, statistics.Interval]:
         e, metrics = self.experiment, {}
         for shots in e.test_shots:
             family = FewShot(self.test, e.ways, shots, e.queries)
@@ -131,9 +138,9 @@ class OmniglotTraining:
                 right.append(self.predict(self.learner, theta, tasks, batches).cpu())
             right = torch.cat(right, 1)[:, :count]
             for kind, accuracies in zip(("inductive", "transductive"), right, strict=True):
-                values = evaluation.interval(accuracies)
+                values = statistics.interval(accuracies)
                 metrics[f"{kind}_accuracy_{shots}_shot"] = values
-                spot = evaluation.interval(accuracies[: e.spot_tasks])
+                spot = statistics.interval(accuracies[: e.spot_tasks])
                 metrics[f"spot_{kind}_accuracy_{shots}_shot"] = spot
         first = f"inductive_accuracy_{e.test_shots[0]}_shot"
         return {"test_accuracy": metrics[first]} | metrics
@@ -143,7 +150,7 @@ class Predictor:
     """Accuracies of a batch of tasks after adaptation; one inner step is recorded, and used as often as needed."""
 
     def __init__(self, fast: Callable[[Callable], Callable]) -> None:
-        self.step, self.outcome = fast(metagradients.inner_step), metagradients.traced(_outcome)
+        self.step, self.outcome = fast(estimators.inner_step), tracing.traced(_outcome)
 
     def __call__(self, learner: MinibatchDescent, theta: Params, tasks: Tasks, batches: Examples) -> Tensor:
         """``[2, tasks]``: each query classified beside the support set, and all of them together with it."""
@@ -232,9 +239,9 @@ class CombinationsTraining:
         self.family = FewShot(train.to(device), e.ways, half, half)
         self.test = test
         self.estimators = {
-            name: metagradients.traced(metagradients.combination(weights)) for name, weights in self.weights.items()
+            name: tracing.traced(estimators.combination(weights)) for name, weights in self.weights.items()
         }
-        self.predict = Predictor(metagradients.traced)
+        self.predict = Predictor(tracing.traced)
 
     def init(self, generator: torch.Generator) -> Params:
         """One start for all ten."""
@@ -245,17 +252,17 @@ class CombinationsTraining:
         """The ten combinations on the same task, in the units of the inner rate; the loss is the mean of all, each
         measured on the first minibatch after its inner path."""
         e, gradients, all_losses = self.experiment, {}, []
-        examples = whole(self.family.sample(1, generator))
+        examples = merge_support_query(self.family.sample(1, generator))
         batches = minibatches(examples, e.inner_batch, e.longest, generator)
         query = tree_map(lambda t: t[:, 0], batches)
         for kind, weights in self.weights.items():
             support = tree_map(lambda t: t[:, : len(weights)], batches)  # noqa: B023
-            gradient, loss = self.estimators[kind](self.learner, part(theta, kind), Tasks(support, query))
+            gradient, loss = self.estimators[kind](self.learner, subtree(theta, f"{kind}/"), Tasks(support, query))
             gradients |= {f"{kind}/{name}": e.inner_rate * g for name, g in gradient.items()}
             all_losses.append(loss.mean())
         return gradients, torch.stack(all_losses).mean()
 
-    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Accuracies of each after five steps on all support examples, ``g1_g2_inductive_accuracy`` and so on."""
         e, metrics = self.experiment, {}
         family, draws = FewShot(self.test, e.ways, e.shots, e.queries), runtime.generator(TEST_SEED)
@@ -263,9 +270,9 @@ class CombinationsTraining:
         batches = minibatches(tasks.support, e.inner_batch, e.test_steps, draws)
         tasks, batches = tree_map(lambda t: t.to(self.device), (tasks, batches))
         for kind in self.weights:
-            right = self.predict(self.learner, part(theta, kind), tasks, batches).cpu()
+            right = self.predict(self.learner, subtree(theta, f"{kind}/"), tasks, batches).cpu()
             for way, accuracies in zip(("inductive", "transductive"), right, strict=True):
-                metrics[f"{slug(kind)}_{way}_accuracy"] = evaluation.interval(accuracies)
+                metrics[f"{slug(kind)}_{way}_accuracy"] = statistics.interval(accuracies)
         longest = "_".join(f"g{i}" for i in range(1, e.longest + 1))
         return {"test_accuracy": metrics[f"{longest}_inductive_accuracy"]} | metrics
 
@@ -330,10 +337,10 @@ class SineTraining:
 
     def __init__(self, experiment: SineDemo, device: torch.device) -> None:
         self.experiment, self.device, self.learner = experiment, device, experiment.learner()
-        self.estimator = metagradients.traced(self._seeds)
+        self.estimator = tracing.traced(self._seeds)
 
     def _seeds(self, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
-        return vmap(lambda theta, tasks: metagradients.reptile(self.learner, theta, tasks))(theta, tasks)
+        return vmap(lambda theta, tasks: estimators.reptile(self.learner, theta, tasks))(theta, tasks)
 
     def init(self, generator: torch.Generator) -> Params:
         """θ ``[seeds, ...]``."""
@@ -354,7 +361,7 @@ class SineTraining:
         step, errors = self.estimator(theta, tasks)
         return step, errors.mean()
 
-    def evaluate(self, theta: Params) -> dict[str, evaluation.Interval]:
+    def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Error on the whole wave ``mse_{steps}`` after steps on ``shots`` random points; and of a fresh network."""
         e, draws = self.experiment, runtime.generator(TEST_SEED)
         wave = self.waves(e.test_tasks, draws)
@@ -370,7 +377,7 @@ class SineTraining:
         metrics = {}
         for kind, start in (("reptile", theta), ("scratch", fresh)):
             for steps, errors in zip(e.test_steps, vmap(curve)(start, tasks).T, strict=True):
-                metrics[f"{kind}_mse_{steps}"] = evaluation.over_seeds(errors)
+                metrics[f"{kind}_mse_{steps}"] = statistics.over_seeds(errors)
         headline = f"reptile_mse_{max(e.test_steps)}"
         return {headline: metrics[headline]} | metrics
 

@@ -21,9 +21,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from helpers.runtime import UserError
+from helpers.errors import UserError
 
-__all__ = ["BESIDE", "BINARY", "OPERANDS", "UNARY", "Expression", "Grammar", "build", "latex", "parse", "text"]
+__all__ = ["BESIDE", "BINARY", "Expression", "Grammar", "OPERANDS", "UNARY", "build", "latex", "parse", "text"]
 
 # Operands by their text; bias-corrected running averages are called by their plain letter.
 OPERANDS: dict[str, str] = {
@@ -47,7 +47,6 @@ OPERANDS: dict[str, str] = {
 }
 # Not in the paper's space and never drawn by a search: what other optimisers need beside it.
 BESIDE: dict[str, str] = {"momentum": r"\mathrm{momentum}", "lion": r"\mathrm{Lion}"}
-
 # Unary functions: name -> text with the argument left open.
 UNARY: dict[str, str] = {
     "id": "{}",
@@ -64,7 +63,6 @@ UNARY: dict[str, str] = {
     "sign": "sign({})",
 }
 BINARY: dict[str, str] = {"add": "+", "sub": "-", "mul": "*", "div": "/", "left": ""}
-
 DEPTH = 3  # the deepest expressions of the paper
 NESTING = 100  # functions inside each other in a text; deeper ones would meet Python's limit somewhere
 
@@ -178,8 +176,6 @@ def _negated_sum(x: Expression, y: Expression) -> Expression:
 
 
 # ---------------------------------------- text
-
-
 def text(rule: Expression) -> str:
     """The rule as text, which :func:`parse` reads back."""
     return _text(rule, 0)
@@ -281,8 +277,6 @@ def _latex(x: Expression, binding: int) -> str:
 
 
 # ---------------------------------------- tokens
-
-
 class Grammar:
     """Rules as sequences of tokens, in the order b, u₁, op₁, u₂, op₂.
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.models import Params, below
+from helpers.models.layers import subtree
+from helpers.types import Params
 from helpers.validate import positive, whole
 
 RULE = "rule:"  # prefix, in θ, of the parameters of a learned rule
@@ -69,7 +70,7 @@ class RecurrentRule:
         Returns:
             What is to be added, like the gradient, and the memory afterwards.
         """
-        p, g = below(theta, RULE), gradient.flatten()
+        p, g = subtree(theta, RULE), gradient.flatten()
         large, size = g.abs() >= math.exp(-self.cut), g.abs().clamp(min=math.exp(-self.cut))
         seen = torch.stack(
             [torch.where(large, size.log() / self.cut, -1.0), torch.where(large, g.sign(), math.exp(self.cut) * g)], -1

@@ -17,14 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helpers.errors import UserError
 from helpers.optimizers.language import Expression, parse
-from helpers.runtime import UserError, generator
+from helpers.runtime import generator
 from helpers.validate import one_of, positive, whole
 
 __all__ = [
-    "ADDSIGN", "BASELINES", "PAPER_RULES", "POWERSIGN", "RuleOptimizer", "Settings", "decay", "evaluate", "remembered",
-    "slots", "state_bytes", "step",
-]  # fmt: skip
+    "ADDSIGN",
+    "BASELINES",
+    "PAPER_RULES",
+    "POWERSIGN",
+    "RuleOptimizer",
+    "Settings",
+    "decay",
+    "evaluate",
+    "remembered",
+    "slots",
+    "state_bytes",
+    "step",
+]
 
 State = dict[str, Tensor]
 
@@ -57,7 +68,6 @@ class Settings:
 
 
 DEFAULT = Settings()
-
 # What each operand remembers, and how the memory takes a gradient in.
 _NEEDS = {
     "m": ("m",), "sign(m)": ("m",), "v": ("v",), "gamma": ("gamma",), "adam": ("m", "v"), "rmsprop": ("r",),
@@ -341,7 +351,6 @@ class RuleOptimizer(torch.optim.Optimizer):
 
 POWERSIGN = "g*exp(sign(g)*sign(m))"
 ADDSIGN = "g*(1 + sign(g)*sign(m))"
-
 # The rules of Table 1 by the text of their formula, in the paper's order; and the optimisers above them.
 BASELINES: dict[str, str] = {"SGD": "g", "Momentum": "momentum", "Adam": "adam", "RMSProp": "rmsprop"}
 PAPER_RULES: tuple[str, ...] = (

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from helpers.runtime import UserError, generator
+from helpers.errors import UserError
+from helpers.runtime import generator
 from helpers.tasks.images import Files, import_torchvision, read_bytes, sha256
 from helpers.validate import one_of, whole
 
@@ -29,7 +30,6 @@ PARTS = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("t
 RECORDS = 10_000  # images of a file
 SIZE = 32  # pixels of a side, in the files
 CHUNK = 1_000  # images made smaller at a time
-
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # of the archive
 FILES = Files("CIFAR-10", "cifar-10-batches-bin", PARTS["train"] + PARTS["test"], URL)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.runtime import UserError
-from helpers.tasks import Examples, Tasks
+from helpers.errors import UserError
 from helpers.tasks.episodes import check_draw, check_images, episodes_of
 from helpers.tasks.images import Files, ImageClasses, hashed_order, import_torchvision, read_bytes, sha256
+from helpers.types import Examples, Tasks
 from helpers.validate import one_of, whole
 
 __all__ = ["DIGITS", "DigitPairs", "find", "load", "pairs", "provenance"]
@@ -32,7 +32,6 @@ KINDS = {"images": "images-idx3-ubyte", "labels": "labels-idx1-ubyte"}
 FILES = Files("MNIST", "MNIST/raw", tuple(f"{part}-{kind}" for part in PARTS.values() for kind in KINDS.values()))
 TEST = 50  # test images of each of the small digits
 SPLIT_SEED = 1  # of the small digits; MNIST has a split of its own
-
 # Of the pixels and labels of each part, as they lie in the files.
 SHA256 = {
     "mnist": {
@@ -41,7 +40,6 @@ SHA256 = {
     },
     "digits": {"all": "a19cb3d96bba7deace8ee5a513a6eb7bad0403d528f00bf4d351b6a7a55baa91"},
 }
-
 Pair = tuple[int, int]
 
 
@@ -184,8 +182,6 @@ class DigitPairs:
 
 
 # ---------------------------------------- the two sets
-
-
 def find(folder: Path | str | None = None) -> Path | None:
     """The folder that holds MNIST's four files, or None; nothing is downloaded or verified."""
     return FILES.find(folder)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.runtime import UserError
-from helpers.tasks import Examples, Tasks
+from helpers.errors import UserError
+from helpers.types import Examples, Tasks
 from helpers.validate import whole
 
 

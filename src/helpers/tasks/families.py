@@ -9,12 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from helpers.runtime import UserError
-from helpers.tasks import Examples, Tasks
+from helpers.errors import UserError
+from helpers.types import Examples, Tasks
 from helpers.validate import finite, whole
 
 Bands = tuple[tuple[float, float], ...]
-
 # Frequencies ω of a family, in radians per unit of x. No two splits share one, so no family is in two of them.
 SPLITS: dict[str, Bands] = {
     "train": ((0.5, 0.8), (1.0, 1.3), (1.5, 1.8), (2.0, 2.3)),

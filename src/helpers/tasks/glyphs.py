@@ -29,7 +29,6 @@ INSTANCES = 20
 SIZE = 28
 CANVAS = 2 * SIZE  # letters are drawn and distorted at twice the size and then averaged, which keeps edges smooth
 INK = 34  # longer side of a letter on the canvas, in pixels, before distortion
-
 # Script (the first word of its characters' Unicode names) -> group name. Look-alikes (Latin, Greek, Cyrillic, Coptic,
 # Old Italic, Lisu) stay together.
 TRAIN_SCRIPTS = {

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.runtime import DataAbsent, UserError, root
+from helpers.errors import DataAbsent, UserError
+from helpers.runtime import root
 from helpers.validate import whole
 
 

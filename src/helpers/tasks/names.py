@@ -15,7 +15,7 @@ import gzip
 import json
 import unicodedata
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,16 +24,35 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from helpers.runtime import UserError, root, write_atomically
-from helpers.tasks import Examples, Tasks, numerals
+from helpers.errors import UserError
+from helpers.runtime import root
+from helpers.tasks import numerals
 from helpers.tasks.images import hashed_order, sha256
+from helpers.types import Examples, Tasks
 from helpers.validate import one_of, whole
 
 __all__ = [
-    "ALPHABET", "FAMILIES", "KINDS", "LONGEST", "TEST_HELD", "TEST_SEEN", "TRAIN", "VALIDATION", "VOCABULARY",
-    "Language", "LanguageTasks", "Names", "Pair", "decode", "encode", "extract", "fits", "load", "normalise", "rows",
+    "ALPHABET",
+    "FAMILIES",
+    "KINDS",
+    "LONGEST",
+    "Language",
+    "LanguageTasks",
+    "Names",
+    "Pair",
+    "TEST_HELD",
+    "TEST_SEEN",
+    "TRAIN",
+    "VALIDATION",
+    "VOCABULARY",
+    "decode",
+    "encode",
+    "fits",
+    "load",
+    "normalise",
+    "rows",
     "taken_apart",
-]  # fmt: skip
+]
 
 # By the first branch that linguists agree on, written by hand; the codes are CLDR's. All are written in Latin letters,
 # and CLDR has at least some 300 names of each that differ from the English ones.
@@ -64,25 +83,20 @@ TRAIN = (
 VALIDATION = ("ca", "eu")  # one of a family that is trained on, one that is alone; the test has neither
 TEST_SEEN = ("af", "fi", "gl", "is", "lv", "ro")  # their families are trained on
 TEST_HELD = ("az", "cy", "ga", "id", "mi", "sw", "tr", "zu")  # theirs are not: Turkic, Celtic, Austronesian, Bantu
-
 MARKS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u0309\u030a\u030b\u030c\u031b\u0323\u0326\u0327\u0328"
 ALPHABET = " '-abcdefghijklmnopqrstuvwxyz" + MARKS + "æðøþœßđħıŋłƙɓɔɗəɛ"  # all that is in more than a few names
 VOCABULARY = 3 + len(ALPHABET)  # number of different tokens
 LONGEST = 20  # letters and marks of a name; longer ones are left out
-
 KINDS = ("territory", "language", "script", "currency", "unit", "month", "day")
 PARTS = ("shown", "new")  # of the concepts
 NEW_SHARE = 0.2  # of the concepts, kept from all training
 FORMAT = 1
 LICENCE = "Unicode License V3, https://www.unicode.org/license.txt"
-
 # What is written in several ways, and spaces that must not break.
 _SAME = str.maketrans("’‘ʼʻʾ`´‑–\u00a0\u202f", "'''''''--  ")
 
 
 # ---------------------------------------- texts and tokens
-
-
 @cache
 def normalise(text: str) -> str:
     """A name as the networks see it: lower case, marks after letters, one kind of apostrophe, hyphen and space."""
@@ -137,7 +151,7 @@ class Pair(NamedTuple):
 
 
 def rows(pairs: Sequence[Pair]) -> Examples:
-    """Pairs as a :class:`~helpers.sequence.Seq2Seq` is trained on them.
+    """Pairs as a :class:`~helpers.models.seq2seq.Seq2Seq` is trained on them.
 
     Returns:
         ``x`` int64 ``[n, 2 LONGEST + 1]``, source and target without its last token; ``y`` int64 ``[n, LONGEST + 1]``,
@@ -149,8 +163,6 @@ def rows(pairs: Sequence[Pair]) -> Examples:
 
 
 # ---------------------------------------- the file
-
-
 @dataclass(frozen=True, eq=False)
 class Language:
     """One language.
@@ -268,67 +280,6 @@ def load(path: Path | str | None = None) -> Names:
     return Names(english, found, header | {"sha256": _digest(header, english, languages)})
 
 
-def extract(path: Path | str | None = None) -> Path:
-    """Make the file from the installed Babel; the same bytes for the same version of it.
-
-    Args:
-        path: where to; ``data/names.json.gz`` unless given. The records are of the one in the repository.
-
-    Raises:
-        UserError: without Babel, or where the file cannot be written.
-    """
-    place = Path(path) if path is not None else home()
-    try:
-        import babel
-        from babel.core import get_cldr_version
-    except ImportError:
-        raise UserError("extracting names needs Babel: install it with `pip install 'babel>=2.14'`") from None
-    english = {key: name for key, name in of_locale("en").items() if fits(normalise(name))}
-    languages = {}
-    for family, codes in FAMILIES.items():
-        for code in codes:
-            native = {key: name for key, name in of_locale(code).items() if key in english}
-            name = babel.Locale("en").languages[code]
-            languages[code] = {"name": name, "family": family, "script": script(native.values()), "names": native}
-    # The header's digest is of the content: how well it was compressed may differ.
-    header = {"format": FORMAT, "babel": babel.__version__, "cldr": get_cldr_version(), "licence": LICENCE}
-    header["sha256"] = _digest(header, english, languages)
-    text = _json({"header": header, "english": english, "languages": languages})
-    write_atomically(place, gzip.compress(text.encode(), mtime=0))
-    return place
-
-
-def of_locale(code: str) -> dict[str, str]:
-    """All names that Babel has in one language, by concept, sorted by it; those that are missing are left out.
-
-    Raises:
-        UserError: if Babel does not know the language.
-    """
-    from babel import Locale, UnknownLocaleError
-
-    try:
-        locale = Locale.parse(code)
-        days, months = (kind["stand-alone"]["wide"] for kind in (locale.days, locale.months))
-    except (UnknownLocaleError, ValueError):
-        raise UserError(f"Babel has no language {code!r}: choose another, or install a newer Babel") from None
-    units = {key: forms.get("long") for key, forms in locale._data["unit_display_names"].items()}  # not public
-    tables = (locale.territories, locale.languages, locale.scripts, locale.currencies, units, months, days)
-    found = {
-        f"{kind}/{key}": name
-        for kind, table in zip(KINDS, tables, strict=True)
-        for key, name in table.items()
-        if isinstance(name, str) and name.strip()
-    }
-    return dict(sorted(found.items()))
-
-
-def script(names: Iterable[str]) -> str:
-    """``Latn`` if nine of ten letters are Latin, else ``other``."""
-    letters = [letter for name in names for letter in name if letter.isalpha()]
-    latin = sum(unicodedata.name(letter, "").startswith(("LATIN", "MODIFIER")) for letter in letters)
-    return "Latn" if letters and latin >= 0.9 * len(letters) else "other"
-
-
 def _json(content: Any) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
@@ -338,8 +289,6 @@ def _digest(*parts: Any) -> str:
 
 
 # ---------------------------------------- tasks
-
-
 @dataclass(frozen=True)
 class LanguageTasks:
     """Languages as tasks, for training: names to adapt on and other names of the same language to be judged on.

@@ -12,22 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from helpers.runtime import UserError
-from helpers.tasks import Examples
+from helpers.errors import UserError
+from helpers.models.tokens import BEGIN, END, PAD
 from helpers.tasks.images import hashed_order
+from helpers.types import Examples
 from helpers.validate import one_of, whole
 
-__all__ = [
-    "ALPHABET", "BEGIN", "END", "LIMIT", "PAD", "SPLITS", "VOCABULARY", "decode", "encode", "english", "german", "load",
-    "numbers",
-]  # fmt: skip
+__all__ = ["ALPHABET", "LIMIT", "SPLITS", "VOCABULARY", "decode", "encode", "english", "german", "load", "numbers"]
 
 LIMIT = 10_000  # numbers with a name here: 0 to 9999
-PAD, BEGIN, END = 0, 1, 2
 ALPHABET = " -abcdefghilnorstuvwxyzßöü"  # of both languages; no name has a j, k, m, p or q
 VOCABULARY = 3 + len(ALPHABET)  # number of different tokens
 SPLITS = ("train", "validation", "test")
-
 _ENGLISH = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen""".split()
 _ENGLISH_TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from helpers.runtime import DataAbsent, UserError, root
+from helpers.errors import DataAbsent, UserError
+from helpers.runtime import root
 from helpers.tasks import images as shared
 from helpers.tasks.images import (
     ImageClasses,
@@ -42,7 +43,6 @@ PARTS = {"images_background": (30, 964), "images_evaluation": (20, 659)}  # part
 COMMAND = "metabook data omniglot"
 CACHE = "omniglot-28x28.npz"
 VERSION = 1  # of the decoding; a cache of another version is rebuilt
-
 # Of all characters' names and pixels in canonical order, and of the names in split order. They go into every record.
 PIXELS_SHA256 = "0cedf659956c099e175f5d1e72698f81cf10d771cd573585a3f65f7341b8c424"
 SPLIT_SHA256 = "9aa0108ea8acd39928c835ddf6f6b7ce8ef3e2901b7b2a8928554da72502c921"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from helpers.tasks import Examples, Tasks
+from helpers.types import Examples, Tasks
 from helpers.validate import finite, whole
 
 

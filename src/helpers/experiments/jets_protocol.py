@@ -1,0 +1,224 @@
+"""How taggers of jets are judged: supervision, domains, splits and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from helpers import losses, types
+from helpers.errors import UserError
+from helpers.experiments.base import Recorded
+from helpers.lab import statistics
+from helpers.lab.statistics import Interval
+from helpers.learners.descent import GradientDescent
+from helpers.models.convnet import ConvNet
+from helpers.models.deep_sets import DeepSets
+from helpers.numerics import tracing
+from helpers.tasks import jets
+from helpers.tasks.jets.detector import Detector
+from helpers.tasks.jets.tasks import Domain, JetTasks
+from helpers.types import Examples, Model, Params, Tasks
+
+TEST_SEED = 20_171_213  # of the test tasks; the same tasks for every experiment and every evaluation
+TRAIN_WINDOWS, INSIDE, OUTSIDE = (0, 1, 3), 2, 4  # 400–500 GeV interpolates, 600–800 GeV extrapolates
+TRAIN_SHOWERS = ("fsr-half", "fsr-one", "fsr-two")
+TRAIN_DETECTORS = (
+    Detector(cell=0.1, threshold=0.5, smearing=0.05),
+    Detector(cell=0.1, threshold=0.5, smearing=0.15, dropped=0.05),
+    Detector(cell=0.1, threshold=1.0, smearing=0.1, pileup=20),
+)
+TUNING_DETECTOR = Detector(cell=0.1, threshold=0.5, smearing=0.2, dropped=0.02)  # of the validation tasks
+DATA_DETECTOR = Detector(cell=0.1, threshold=0.5, smearing=0.3)  # of what stands for real data
+WINDOWS = tuple(range(len(jets.WINDOWS) - 1))
+SHARES = (0.2, 0.8)  # of signal in two unlabelled bags
+EDGES = tuple(str(edge) for edge in jets.WINDOWS[:-1])  # the windows' lower ones, as metrics name them
+LOSSES = {"labels": losses.cross_entropy, "proportions": losses.label_proportions, "mixture": losses.mixture}
+
+
+class Supervision(NamedTuple):
+    """What a tagger is given to adapt to a domain.
+
+    Attributes:
+        kind: ``"labels"``; or ``"proportions"`` or ``"mixture"``, two unlabelled bags.
+        size: labelled jets of each class, or jets in a bag.
+        shares: of signal in the bags.
+        offset: how far the stated shares are off.
+    """
+
+    kind: str
+    size: int
+    shares: tuple[float, float] = SHARES
+    offset: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As metrics are named: ``labels20``, ``proportions64``, ``proportions64_over5``, ``…_drift30_50``."""
+        name = f"{self.kind}{self.size}"
+        if self.offset:
+            name += f"_{'over' if self.offset > 0 else 'under'}{100 * abs(self.offset):.0f}"
+        if self.shares != SHARES:
+            name += "_drift" + "_".join(f"{100 * share:.0f}" for share in self.shares)
+        return name
+
+    def tasks(self, family: JetTasks, chosen: Sequence[int], generator: torch.Generator) -> Tasks:
+        """One task of each chosen domain."""
+        if self.kind == "labels":
+            return family.of(chosen, generator, self.size)
+        support, query = family.bags_of(chosen, self.size, generator, self.shares)
+        return Tasks(Examples(support.x, (support.y + self.offset).clamp(0, 1)), query)
+
+
+LABELS = tuple(Supervision("labels", shots) for shots in (5, 20, 100))
+PROPORTIONS = tuple(Supervision("proportions", size) for size in (64, 256))
+MIXTURES = tuple(Supervision("mixture", size) for size in (64, 256))
+WRONG = tuple(PROPORTIONS[0]._replace(offset=offset) for offset in (-0.10, -0.05, 0.05, 0.10))
+DRIFTED = tuple(PROPORTIONS[0]._replace(shares=shares) for shares in ((0.1, 0.4), (0.3, 0.5), (0.4, 0.6)))
+
+
+def training_domains() -> tuple[Domain, ...]:
+    """Where taggers are trained: 27 domains of W jets."""
+    return jets.domains(["W"], TRAIN_WINDOWS, TRAIN_SHOWERS, TRAIN_DETECTORS)
+
+
+def tuning_domains() -> tuple[Domain, ...]:
+    """Where inner rates and numbers of steps are chosen: as in training, but for the detector."""
+    return jets.domains(["W"], TRAIN_WINDOWS, TRAIN_SHOWERS, [TUNING_DETECTOR])
+
+
+def test_domains() -> dict[str, tuple[Domain, ...]]:
+    """Where taggers are judged: W jets with the tune to data in each window, named by its lower edge; then other
+    signals, and W jets with the shower of training and with another one, in all windows (top jets above 400 GeV, where
+    they are whole)."""
+    found = {EDGES[window]: jets.domains(["W"], [window], ["monash"], [DATA_DETECTOR]) for window in WINDOWS}
+    for name, signal, shower, windows in (
+        ("wt", "WT", "monash", WINDOWS),
+        ("z", "Z", "monash", WINDOWS),
+        ("top", "top", "monash", WINDOWS[2:]),
+        ("train", "W", "fsr-one", WINDOWS),
+        ("vincia", "W", "vincia", WINDOWS),
+    ):
+        found[name] = jets.domains([signal], windows, [shower], [DATA_DETECTOR])
+    return found
+
+
+def tagger(kind: str) -> Model:
+    """A network that gives two logits, QCD and signal.
+
+    Args:
+        kind: ``"images"``, a small convolutional network without normalisation, so that jets are judged one by one; or
+            ``"particles"``, a network of their set.
+
+    Raises:
+        UserError: for another kind.
+    """
+    match kind:
+        case "images":
+            return ConvNet(2, filters=8, blocks=3, head_scale=None, flatten=True, size=25, gain=2**0.5, norm=False)
+        case "particles":
+            return DeepSets()
+    raise UserError(f"there is no tagger of {kind!r}: use images or particles")
+
+
+def ranking(background: Tensor, signal: Tensor) -> Tensor:
+    """Area under the ROC curve, and the background efficiency at signal efficiencies of 0.5 and 0.3: ``[3]``."""
+    passing = (statistics.background_efficiency(background, signal, part) for part in (0.5, 0.3))
+    return torch.stack([statistics.auc(background, signal), *passing])
+
+
+def named(rankings: dict[str, Tensor], how: str, summary: Callable[[Tensor], Interval]) -> dict[str, Interval]:
+    """Metrics of rankings ``[samples, 3]`` by place, with the windows among them: ``auc_{where}_{how}``, also for
+    their ``mean``, ``rejection_{where}_{how}`` and ``rejection30_{where}_{how}``."""
+    mean = torch.stack([rankings[edge] for edge in EDGES]).mean(0)
+    metrics = {f"auc_mean_{how}": summary(mean[:, 0])}
+    for where, values in rankings.items():
+        area, half, third = values.unbind(1)
+        metrics[f"auc_{where}_{how}"] = summary(area)
+        metrics[f"rejection_{where}_{how}"] = summary(1 / half)
+        metrics[f"rejection30_{where}_{how}"] = summary(1 / third)
+    return metrics
+
+
+def best(grid: Sequence[Tensor], rates: Sequence[float], steps: Sequence[int]) -> tuple[float, int]:
+    """The rate and number of steps with the largest entry of ``grid``, ``[len(steps)]`` for each rate."""
+    rate, step = divmod(int(torch.stack(list(grid)).argmax()), len(steps))
+    return rates[rate], steps[step]
+
+
+class Judge:
+    """How well adapted taggers rank query jets; its two pieces are recorded once for each shape, whatever the rate.
+
+    Args:
+        chunk: tasks at a time.
+    """
+
+    def __init__(self, chunk: int = 2) -> None:
+        self.chunk = chunk
+        self._step, self._quality = tracing.traced(_step), tracing.traced(_quality)
+
+    def __call__(self, learner: GradientDescent, theta: Params, tasks: Tasks, steps: Sequence[int]) -> Tensor:
+        """Adapt and judge.
+
+        Args:
+            learner: adapts.
+            theta: several taggers, tensors ``[seeds, ...]``.
+            tasks: T tasks; in the query sets the background comes first, then as much signal.
+            steps: increasing numbers of inner steps.
+
+        Returns:
+            ``[seeds, T, len(steps), 3]``: area under the ROC curve, and the background efficiency at signal
+            efficiencies of 0.5 and 0.3. Scores that are no numbers count as 0, so a diverged tagger is one that cannot
+            tell anything.
+        """
+        count, seeds = len(tasks.query.y), len(next(iter(theta.values())))
+        learner, start, parts = learner.replace(steps=1), learner.start(theta), []
+        for begin in range(0, count, self.chunk):
+            rows = torch.arange(begin, begin + self.chunk).clamp(max=count - 1)  # the last chunk is filled up
+            some = tree_map(lambda t, rows=rows: t[rows.to(t.device)], tasks)
+            phi = {n: v[:, None].expand(seeds, self.chunk, *v.shape[1:]).contiguous() for n, v in start.items()}
+            done, values = 0, []
+            for target in steps:
+                for _ in range(target - done):
+                    phi = self._step(learner, theta, phi, some.support)
+                done = target
+                values.append(self._quality(learner, phi, some.query.x))
+            parts.append(torch.stack(values, 2))
+        return torch.cat(parts, 1)[:, :count]
+
+
+def _step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:
+    """One inner step of every seed on every task."""
+    return vmap(vmap(learner.step, in_dims=(None, 0, 0)), in_dims=(0, 0, None))(theta, phi, support)
+
+
+def _quality(learner: GradientDescent, phi: Params, x: Tensor) -> Tensor:
+    """``[seeds, T, 3]``, see :class:`Judge`."""
+
+    def one(phi: Params, x: Tensor) -> Tensor:
+        outputs = learner.model(phi, x)
+        background, signal = (outputs[:, 1] - outputs[:, 0]).nan_to_num().view(2, -1)
+        return ranking(background, signal)
+
+    return vmap(vmap(one), in_dims=(0, None))(phi, x)
+
+
+def together(estimator: types.Estimator) -> types.Estimator:
+    """The same estimator for several θ at once, with tasks of their own: all tensors have one more leading axis."""
+
+    def run(learner: GradientDescent, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
+        return vmap(partial(estimator, learner))(theta, tasks)
+
+    return run
+
+
+class OnJets(Recorded):
+    """An experiment whose data are the simulated jets."""
+
+    def data(self) -> dict[str, Any]:
+        """Digest of the simulated jets."""
+        return jets.load().provenance

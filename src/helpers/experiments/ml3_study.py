@@ -1,0 +1,254 @@
+"""What the experiments on learned losses share: descending, training, tables."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.utils._pytree import tree_map
+
+from helpers import estimators, losses, runtime
+from helpers.experiments.base import Recorded
+from helpers.lab import statistics
+from helpers.learners.descent import detached
+from helpers.learners.learned import LossDescent
+from helpers.models.layers import stacked
+from helpers.numerics import tracing
+from helpers.optimizers.adam import Adam, adam
+from helpers.types import Examples, Model, Params, Started
+from helpers.validate import one_of
+
+TEST_SEED = 20_210_110  # of the test tasks; the same tasks for every experiment and every evaluation
+TUNING_SEED = TEST_SEED + 1  # of the tasks on which rates of the baselines are chosen
+CAPPED = 1e3  # an error that is larger, or not a number, counts as this: a mean then exists
+Metrics = dict[str, statistics.Interval]
+
+
+def begun(model: Model, tasks, generator: torch.Generator) -> Started:
+    """Every task with first parameters of its own."""
+    drawn = [model.init(generator, tasks.support.x.dtype) for _ in range(len(tasks.support.x))]
+    return Started(*tasks[:2], stacked(drawn))
+
+
+def along(learner: LossDescent, theta: Params, tasks: Started, count: int) -> Started:
+    """The tasks from each of the first ``count`` points of the way that the present loss takes, the start included.
+
+    The way is a constant: the meta-gradient of what follows does not see how a point was reached. So a loss is trained
+    for what it will do late in an optimisation at the price of single steps.
+
+    Returns:
+        ``count`` times as many tasks.
+    """
+
+    def way(task: Started) -> Params:
+        points = [task.start]
+        for _ in range(count - 1):
+            points.append(detached(learner.step(theta, points[-1], task.support)))
+        return stacked(points)
+
+    starts = {name: value.flatten(0, 1) for name, value in vmap(way)(tasks).items()}
+    support, query = (tree_map(lambda t: t.repeat_interleave(count, 0), part) for part in tasks[:2])
+    return Started(support, query, starts)
+
+
+def descent(
+    gradient: Callable[[Params, Examples], Params],
+    measure: Callable[[Params, Examples], Tensor],
+    tasks: Started,
+    steps: Sequence[int],
+    rate: float,
+    optimizer: str = "sgd",
+) -> Tensor:
+    """A measure on the query set while parameters descend a loss, learned or not, from their start.
+
+    Args:
+        gradient: ``gradient(phi, support)``, a dictionary like φ.
+        measure: ``measure(phi, query) -> scalar``.
+        tasks: T tasks.
+        steps: increasing numbers of steps.
+        rate: of the optimiser.
+        optimizer: ``"sgd"``, or ``"adam"`` with its usual constants.
+
+    Returns:
+        ``[len(steps), T]``; what is larger than ``CAPPED`` or not a number is ``CAPPED``.
+
+    Raises:
+        UserError: for another optimiser.
+    """
+    one_of(optimizer, "optimiser", ("sgd", "adam"))
+
+    def curve(task: Started) -> Tensor:
+        phi, done, values = task.start, 0, []
+        state = Adam.of(phi)
+        for target in steps:
+            for _ in range(target - done):
+                g = gradient(phi, task.support)
+                if optimizer == "adam":
+                    g, state = adam(g, state)
+                phi = phi | {name: phi[name] - rate * value for name, value in g.items()}
+            done = target
+            values.append(measure(phi, task.query))
+        return torch.stack(values)
+
+    with torch.no_grad():
+        return vmap(curve)(tasks).T.nan_to_num(CAPPED, CAPPED, CAPPED).clamp(max=CAPPED)
+
+
+@dataclass(frozen=True)
+class Ml3Experiment(Recorded, ABC):
+    """What the experiments with a learned loss share.
+
+    Attributes:
+        inner_rate, inner_steps: of the inner loop that the meta-gradient passes through.
+        way: points on the way of an inner optimisation from which that inner loop begins (:func:`along`); 1 is the
+            start alone.
+        meta_batch: tasks of an iteration.
+        seeds: learned losses that are trained side by side, each on draws of its own.
+    """
+
+    name: str
+    inner_rate: float = 1e-3
+    inner_steps: int = 1
+    way: int = 1
+    meta_batch: int = 1
+    iterations: int = 500
+    outer_rate: float = 1e-3
+    seed: int = 0
+    seeds: int = 5
+    evaluate_every: int = 250
+    paper: str = "ml3"
+
+    def data(self) -> dict[str, Any]:
+        """The tasks are drawn, not stored."""
+        return {"data": "drawn"}
+
+    @abstractmethod
+    def learner(self) -> LossDescent:
+        """The optimizee, the task's loss and the learned one."""
+
+    @abstractmethod
+    def tasks(self, count: int, generator: torch.Generator) -> Started:
+        """Draw ``count`` tasks of meta-training, each with a start of its own."""
+
+    @abstractmethod
+    def judge(self, run: Training, theta: Params) -> Metrics:
+        """All metrics, the headline first; θ ``[seeds, ...]``."""
+
+    def setup(self, device: torch.device, compiled: bool) -> Training:
+        """Make the learner; nothing here is large enough to be compiled."""
+        return Training(self, device)
+
+
+class Training:
+    """A study on one device; every parameter of θ carries a leading seed axis."""
+
+    def __init__(self, experiment: Ml3Experiment, device: torch.device) -> None:
+        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
+        self.estimator = tracing.traced(self._seeds)
+
+    def _seeds(self, theta: Params, tasks: Started) -> tuple[Params, Tensor]:
+        def one(theta: Params, tasks: Started) -> tuple[Params, Tensor]:
+            learner = self.bound(theta, self.learner)
+            learned = {name: value for name, value in theta.items() if name.startswith(losses.LOSS)}
+            if self.experiment.way > 1:
+                tasks = along(learner, learned, tasks, self.experiment.way)
+            gradient, after = estimators.maml(learner, learned, tasks)
+            return {name: gradient.get(name, torch.zeros_like(value)) for name, value in theta.items()}, after
+
+        return vmap(one)(theta, tasks)
+
+    def bound(self, theta: Params, learner: LossDescent) -> LossDescent:
+        """The learner of one seed, where θ holds more than its loss."""
+        return learner
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Fresh parameters ψ of the learned loss, one set a seed: ``[seeds, ...]``."""
+        return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
+
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
+        """The meta-gradient of every seed on tasks of its own, and the mean task loss after the inner loop."""
+        gradient, after = self.estimator(theta, self.draw(self.experiment.meta_batch, generator))
+        return gradient, after.mean()
+
+    def draw(self, count: int, generator: torch.Generator) -> Started:
+        """Training tasks ``[seeds, count, ...]``."""
+        tasks = self.experiment.tasks(self.experiment.seeds * count, generator)
+        return tree_map(lambda t: t.unflatten(0, (self.experiment.seeds, count)).to(self.device), tasks)
+
+    def common(self, tasks: Started) -> Started:
+        """The same tasks for every seed, ``[seeds, ...]``: so that what is compared differs in the loss alone."""
+        return tree_map(lambda t: t.to(self.device).expand(self.experiment.seeds, *t.shape), tasks)
+
+    def learned(
+        self, theta: Params, tasks: Started, steps: Sequence[int], measure=None, learner: LossDescent | None = None,
+        rate: float | None = None, optimizer: str = "sgd",
+    ) -> Tensor:  # fmt: skip
+        """The measure (by default the task loss) ``[steps, seeds, tasks]`` while the learned loss is descended."""
+        learner = learner or self.learner
+        rate = learner.rate if rate is None else rate
+
+        def one(theta: Params, tasks: Started) -> Tensor:
+            own = self.bound(theta, learner)
+
+            def gradient(phi: Params, support: Examples) -> Params:
+                return own.inner_gradient(theta, phi, support)
+
+            return descent(gradient, measure or own.query_loss, tasks, steps, rate, optimizer)
+
+        return vmap(one)(theta, tasks).transpose(0, 1)
+
+    def plain(
+        self, theta: Params, tasks: Started, steps: Sequence[int], rate: float, measure=None,
+        learner: LossDescent | None = None, optimizer: str = "sgd",
+    ) -> Tensor:  # fmt: skip
+        """The same while the task's own loss is descended; ψ is not used."""
+        learner = learner or self.learner
+
+        def one(theta: Params, tasks: Started) -> Tensor:
+            own = self.bound(theta, learner)
+
+            def gradient(phi: Params, support: Examples) -> Params:
+                return grad(lambda p: own.loss(own.model(p, support.x), support.y))(phi)
+
+            return descent(gradient, measure or own.query_loss, tasks, steps, rate, optimizer)
+
+        return vmap(one)(theta, tasks).transpose(0, 1)
+
+    def tuned(
+        self, theta: Params, rates: Sequence[float], tasks: Started, steps: int, measure=None, **settings
+    ) -> float:
+        """Of several rates the one with the lowest measure after ``steps`` steps down the task's own loss."""
+        ends = [self.plain(theta, tasks, (steps,), rate, measure, **settings).mean() for rate in rates]
+        return rates[int(torch.stack(ends).argmin())]
+
+    def evaluate(self, theta: Params) -> Metrics:
+        """All metrics, the headline first; what they are the experiment's ``judge`` says."""
+        return self.experiment.judge(self, theta)
+
+
+def table(metrics: Metrics, kind: str, steps: Sequence[int], values: Tensor) -> None:
+    """Enter ``kind_STEPS`` with intervals over seeds, of ``values`` ``[steps, seeds, tasks]``."""
+    for number, entry in zip(steps, values, strict=True):
+        metrics[f"{kind}_{number}"] = statistics.over_seeds(entry.double().mean(1))
+
+
+def few_starts(study: Ml3Experiment, few: int, count: int, generator: torch.Generator) -> Params:
+    """First parameters of ``count`` tasks, the seeds one after the other, where each seed has but ``few`` to draw from.
+
+    The few are the same whenever this is called.
+    """
+    draws, device = runtime.generator(1), generator.device
+    pool = stacked([study.learner().model.init(draws) for _ in range(study.seeds * few)])
+    seed = torch.arange(count, device=device) // max(1, count // study.seeds) % study.seeds
+    row = seed * few + torch.randint(few, (count,), generator=generator, device=device)
+    return {name: value.to(device)[row] for name, value in pool.items()}
+
+
+def chosen(rate: float) -> statistics.Interval:
+    """A number that was set or picked, not measured: no interval."""
+    return statistics.Interval(rate, float("nan"), 1)

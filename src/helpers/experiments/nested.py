@@ -1,0 +1,330 @@
+"""The recorded experiments about three levels: what an initialization for meta-training is worth on a new family.
+
+Four starts for MAML on a family of sinusoids that nobody has seen: random weights, a network trained jointly on tasks
+of all training families, MAML on the same mixture (the second level), and a start that was trained so that a few steps
+of MAML on a family's tasks make it a good one for that family (the third level). There is no paper behind it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from helpers import estimators, losses, runtime
+from helpers.errors import UserError
+from helpers.estimators.nested import MetaLearner, evaluations
+from helpers.experiments.base import Recorded
+from helpers.lab import records, statistics
+from helpers.lab.records import Record
+from helpers.lab.statistics import Interval
+from helpers.learners.descent import GradientDescent
+from helpers.models.layers import stacked
+from helpers.models.mlp import MLP
+from helpers.numerics import tracing
+from helpers.optimizers.adam import Adam, adam
+from helpers.tasks.batches import merge_support_query
+from helpers.tasks.families import SPLITS, SinusoidFamilies
+from helpers.types import Params, Tasks
+
+KINDS = ("random", "joint", "second", "third")
+TEST_SEED = 20_170_806  # of the test families; the same ones for every start
+FAILED = 100.0  # a squared error above it counts as this much, so that a mean exists where meta-training diverged
+
+
+@dataclass(frozen=True)
+class NestedExperiment(Recorded):
+    """One way to come by a start, and what it is worth on new families; several seeds side by side.
+
+    Every parameter carries a leading seed axis. Adam works entry by entry, so training the seeds together is training
+    them apart.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        shots, queries: examples of a task.
+        hidden, inner_rate, inner_steps: network and inner loop, the same for all starts.
+        families: families in one iteration of training.
+        steps, step_tasks, query_tasks: of the third level: steps of meta-training on a family, tasks that each of them
+            sees, and tasks of the family that judge the result. The other kinds see the same tasks in one heap.
+        meta_rate: β of these steps.
+        first_order: at the third level alone: take the meta-gradients on the way for constants.
+        meta_batch: tasks of one iteration of meta-training on a new family.
+        measured: after how many of these iterations the meta-test loss is measured.
+        sgd_rates, adam_rates: the grid of outer optimisers and rates for a new family. For each start and each number
+            of iterations, what was best on validation families is used on the test families.
+        levels: losses to be reached.
+        test_families, validation_families, shifted_families: of each seed.
+        test_tasks, test_queries: tasks a family for measuring, and query points of each.
+    """
+
+    name: str
+    kind: str
+    shots: int = 5
+    queries: int = 10
+    hidden: tuple[int, ...] = (40, 40)
+    inner_rate: float = 0.02
+    inner_steps: int = 1
+    families: int = 4
+    steps: int = 5
+    step_tasks: int = 5
+    query_tasks: int = 5
+    meta_rate: float = 0.1
+    first_order: bool = False
+    iterations: int = 2_000
+    outer_rate: float = 2e-3
+    outer_rate_final: float = 0.0
+    seed: int = 0
+    seeds: int = 5
+    meta_batch: int = 5
+    measured: tuple[int, ...] = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
+    sgd_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    adam_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    levels: tuple[float, ...] = (1.0, 0.7, 0.5, 0.4)
+    test_families: int = 8
+    validation_families: int = 4
+    shifted_families: int = 4
+    test_tasks: int = 40
+    test_queries: int = 40
+    evaluate_every: int = 1_000_000
+    paper: str = "turtles"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"there is no start of the kind {self.kind!r}: use {', '.join(KINDS)}")
+
+    def data(self) -> dict[str, Any]:
+        """The families are drawn, not stored."""
+        return {"data": "families of sinusoids"}
+
+    def learner(self) -> GradientDescent:
+        """Network, loss and inner loop: the learner of the second level."""
+        network = MLP((1, *self.hidden, 1), scale=None, activation="tanh")
+        return GradientDescent(network, losses.mean_squared_error, self.inner_rate, self.inner_steps)
+
+    def upper(self) -> MetaLearner:
+        """The learner of the third level; each of its steps sees tasks of its own."""
+        return MetaLearner(self.learner(), self.meta_rate, self.steps, max(1, self.steps), self.first_order)
+
+    def family(self, split: str = "train") -> SinusoidFamilies:
+        """Families of a split of :data:`~helpers.tasks.families.SPLITS`."""
+        support = max(1, self.steps) * self.step_tasks
+        return SinusoidFamilies(support, self.query_tasks, self.shots, self.queries, SPLITS[split])
+
+    def evaluations(self) -> Counter[int]:
+        """Losses that are evaluated in all of one seed's training, by order:
+        :func:`~helpers.estimators.nested.evaluations`."""
+        tasks = max(1, self.steps) * self.step_tasks + self.query_tasks
+        one = {
+            "random": Counter(),
+            "joint": Counter({1: tasks}),
+            "second": Counter({d: tasks * n for d, n in evaluations(self.learner()).items()}),
+            "third": evaluations(self.upper(), [(self.step_tasks, self.query_tasks)]),
+        }[self.kind]
+        return Counter({d: self.iterations * self.families * n for d, n in one.items()})
+
+    def setup(self, device: torch.device, compiled: bool) -> Training:
+        """The learners on ``device``; no data is loaded and nothing compiled, so ``compiled`` counts for nothing."""
+        return Training(self, device)
+
+
+class Training:
+    """One start on one device; small matrix products, so that programs are recorded but not compiled."""
+
+    def __init__(self, experiment: NestedExperiment, device: torch.device) -> None:
+        self.experiment, self.device = experiment, device
+        self.learner, self.train = experiment.learner(), experiment.family()
+        self.estimator = tracing.traced(_side_by_side)
+
+    def init(self, generator: torch.Generator) -> Params:
+        """θ with keys such as ``linear1.weight`` ``[seeds, in, out]``."""
+        return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
+
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
+        """The gradient of the kind, on fresh families; the loss is averaged over seeds."""
+        experiment = self.experiment
+        if experiment.kind == "random":
+            return tree_map(torch.zeros_like, theta), torch.zeros((), device=self.device)
+        seeds, count = experiment.seeds, experiment.families
+        families = self.train.sample(seeds * count, generator)
+        families = tree_map(lambda t: t.unflatten(0, (seeds, count)), families)
+        if experiment.kind == "third":
+            learner, tasks = experiment.upper(), families
+        else:  # all tasks of all families in one heap
+            learner, tasks = self.learner, tree_map(lambda *t: torch.cat(t, 2).flatten(1, 2), *families)
+        if experiment.kind == "joint":
+            every = vmap(merge_support_query)(tasks)
+            learner, tasks = self.learner.replace(steps=0), Tasks(every, every)
+        gradient, query_losses = self.estimator(learner, theta, tasks)
+        return gradient, query_losses.mean()
+
+    def curves(self, theta: Params, split: str, count: int, picked: Sequence[int] | None = None) -> Tensor:
+        """Meta-test loss on new families in the course of meta-training on them.
+
+        Args:
+            theta: the starts, one a seed.
+            split: where the families are from; the same ones on every call.
+            count: families of each seed.
+            picked: numbers of the settings in the grid, SGD first; all without it.
+
+        Returns:
+            ``[measured, settings, seeds, families]``; at most ``FAILED``, also for a loss that is not finite.
+        """
+        experiment, seeds = self.experiment, self.experiment.seeds
+        generator = runtime.generator(TEST_SEED + list(SPLITS).index(split))
+        family = experiment.family(split)
+        drawn = family.draw(seeds * count, generator)
+        test = replace(family, queries=experiment.test_queries).tasks(drawn, experiment.test_tasks, generator)
+        test = tree_map(lambda t: t.to(self.device), test)
+        grid = (*experiment.sgd_rates, *experiment.adam_rates)
+        picked = range(len(grid)) if picked is None else picked
+        adaptive = torch.tensor([number >= len(experiment.sgd_rates) for number in picked], device=self.device)
+        rates = torch.tensor([grid[number] for number in picked], device=self.device)
+        many = len(picked)
+
+        def spread(t: Tensor) -> Tensor:
+            """One value a setting, as a factor on parameters ``[settings · seeds · families, ...]``."""
+            return t.repeat_interleave(seeds * count)
+
+        def everywhere(tasks: Tasks) -> Tasks:
+            return tree_map(lambda t: t.repeat(many, *[1] * (t.dim() - 1)).to(self.device), tasks)
+
+        rates, adaptive = spread(rates), spread(adaptive)
+        phi = {n: v.repeat_interleave(count, 0).repeat(many, *[1] * (v.dim() - 1)) for n, v in theta.items()}
+        state = Adam.of(phi)
+        measured = []
+        for iteration in range(max(experiment.measured) + 1):
+            if iteration in experiment.measured:
+                parts = [{n: v.unflatten(0, (many, -1))[k] for n, v in phi.items()} for k in range(many)]
+                measured.append(torch.stack([vmap(self._meta_loss)(part, test) for part in parts]))
+            tasks = everywhere(family.tasks(drawn, experiment.meta_batch, generator))
+            gradient, _ = self.estimator(self.learner, phi, tasks)
+            adaptively, state = adam(gradient, state)
+            for name, value in phi.items():
+                shape = (-1, *[1] * (value.dim() - 1))
+                direction = torch.where(adaptive.view(shape), adaptively[name], gradient[name])
+                phi[name] = value - rates.view(shape) * direction
+        losses_ = torch.stack(measured).nan_to_num(FAILED).clamp(max=FAILED)
+        return losses_.unflatten(2, (seeds, count))
+
+    def _meta_loss(self, phi: Params, tasks: Tasks) -> Tensor:
+        return vmap(self.learner.task_loss, in_dims=(None, 0))(phi, tasks).mean()
+
+    def evaluate(self, theta: Params) -> dict[str, Interval]:
+        """Meta-test losses ``loss_{n}`` after n iterations on a new family, ``shifted_loss_{n}`` beyond the range of
+        training, ``iterations_to_{100 · level}`` with the share of seeds that got there, and what it all costs.
+
+        A level that a seed did not reach counts with the largest number of iterations, which is then a lower bound.
+        """
+        experiment = self.experiment
+        validation = self.curves(theta, "validation", experiment.validation_families).mean((2, 3))
+        best = validation.argmin(1).tolist()  # [measured]: the setting for each number of iterations
+        picked = sorted(set(best))
+        metrics, horizon = {}, experiment.measured
+        for prefix, split in (("", "test"), ("shifted_", "shifted")):
+            count = experiment.test_families if split == "test" else experiment.shifted_families
+            every = self.curves(theta, split, count, picked).mean(3)
+            curve = torch.stack([row[picked.index(b)] for row, b in zip(every, best, strict=True)])  # [measured, seeds]
+            metrics |= {f"{prefix}loss_{n}": statistics.over_seeds(row) for n, row in zip(horizon, curve, strict=True)}
+            if split == "test":
+                for level in experiment.levels:
+                    needed = [first_below(horizon, seed, level) for seed in curve.T.tolist()]
+                    reached = torch.tensor([math.isfinite(n) for n in needed]).double()
+                    capped = torch.tensor([min(n, horizon[-1]) for n in needed])
+                    metrics[f"iterations_to_{round(100 * level)}"] = statistics.over_seeds(capped)
+                    metrics[f"reached_{round(100 * level)}"] = statistics.over_seeds(reached)
+        nan = math.nan
+        metrics |= {f"picked_{n}": Interval(b, nan, 1) for n, b in zip(horizon, best, strict=True)}
+        metrics |= {f"evaluations_order_{d}": Interval(experiment.evaluations()[d], nan, 1) for d in (1, 2, 3)}
+        return metrics | {f"seconds_{what}": Interval(s, nan, 1) for what, s in self._seconds(theta).items()}
+
+    def _seconds(self, theta: Params) -> dict[str, float]:
+        """Processor seconds of one seed for an iteration of training, and for one of MAML on a new family.
+
+        Both are measured as they are run here, several seeds side by side, and divided by their number.
+        """
+        generator = runtime.generator(TEST_SEED, self.device)
+        family, seeds = self.experiment.family("test"), self.experiment.seeds
+        tasks = family.tasks(family.draw(seeds, generator), self.experiment.meta_batch, generator)
+        both = {
+            "training": lambda: self.gradient(theta, generator, 0),
+            "new_family": lambda: self.estimator(self.learner, theta, tasks),
+        }
+        taken = {}
+        for what, once in both.items():
+            for _ in range(3):  # the first call records the program
+                once()
+            begin = time.process_time()
+            for _ in range(20):
+                once()
+            taken[what] = (time.process_time() - begin) / 20 / seeds
+        return taken
+
+
+def _side_by_side(learner: GradientDescent | MetaLearner, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
+    """The exact meta-gradient of several networks, each on a batch of its own."""
+    return vmap(partial(estimators.maml, learner))(theta, tasks)
+
+
+def first_below(iterations: Sequence[int], curve: Sequence[float], level: float) -> float:
+    """After how many iterations a curve is first at or below a level, straight lines between the points; or infinity.
+
+    Args:
+        iterations: where the curve was measured, increasing.
+        curve: its values.
+    """
+    for k, (n, value) in enumerate(zip(iterations, curve, strict=True)):
+        if value <= level:
+            if k == 0:
+                return float(n)
+            before, above = iterations[k - 1], curve[k - 1]
+            return before + (n - before) * (above - level) / (above - value)
+    return math.inf
+
+
+def training_seconds(record: Record) -> float:
+    """Processor seconds that one seed's training took."""
+    return record["iterations"]["done"] * records.metric(record, "seconds_training").value
+
+
+def break_even(one: Record, other: Record, level: float) -> float:
+    """After how many new families the dearer of two starts has paid for itself in processor time.
+
+    With T the seconds of training, n the iterations that a new family needs to reach the level, and τ the seconds of
+    such an iteration it is (T₁ − T₂) / (τ (n₂ − n₁)).
+
+    Returns:
+        0 if ``one`` was not dearer; infinity if it saves nothing on a family, or does not reach the level with all its
+        seeds. Where only ``other`` did not, the saving is a lower bound and so the number an upper one.
+    """
+    key = f"{round(100 * level)}"
+    if records.metric(one, f"reached_{key}").value < 1:
+        return math.inf
+    saved = records.metric(other, f"iterations_to_{key}").value - records.metric(one, f"iterations_to_{key}").value
+    dearer = training_seconds(one) - training_seconds(other)
+    if dearer <= 0:
+        return 0.0 if saved >= 0 else math.inf
+    seconds = records.metric(one, "seconds_new_family").value
+    return dearer / (seconds * saved) if saved > 0 else math.inf
+
+
+def experiments() -> list[NestedExperiment]:
+    """The starts that the chapter compares, the most important first."""
+    return [
+        NestedExperiment("turtles-third", "third"),
+        NestedExperiment("turtles-second", "second"),
+        NestedExperiment(
+            "turtles-second-long", "second", iterations=7_500
+        ),  # about the processor time of turtles-third
+        NestedExperiment("turtles-third-first-order", "third", first_order=True),
+        NestedExperiment("turtles-joint", "joint"),
+        NestedExperiment("turtles-random", "random", iterations=1),
+    ]

@@ -1,0 +1,427 @@
+"""The recorded experiments of the first chapter: ways to learn a learner, and what a sceptic compares them with."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.nn import functional
+from torch.utils._pytree import tree_map
+
+from helpers import estimators, losses, runtime
+from helpers.errors import UserError
+from helpers.experiments.base import Recorded
+from helpers.lab import evaluation, records, statistics
+from helpers.lab.statistics import Interval
+from helpers.learners.descent import GradientDescent
+from helpers.learners.feedforward import Amortized, AsItIs, Neighbours, Prototypes, Recurrent
+from helpers.learners.learned import LearnedDescent, started
+from helpers.models.convnet import ConvNet
+from helpers.models.layers import subtree
+from helpers.models.mixed import MixedConvNet, MixedMLP, decided
+from helpers.models.mlp import MLP
+from helpers.numerics import tracing
+from helpers.optimizers.recurrent import RecurrentRule
+from helpers.tasks.episodes import FewShot
+from helpers.tasks.images import ImageClasses
+from helpers.tasks.sinusoid import Sinusoids
+from helpers.types import Examples, Model, Params, Tasks
+
+TEST_SEED = 19_930_601  # of the test tasks; the same tasks for all methods and seeds
+FAILED = 25.0  # squared error with which a task counts on which adaptation diverges: the largest amplitude's square
+VALIDATION_SCRIPTS = ("Greek", "Old Italic", "Lisu", "Coptic")  # 90 classes that no method is trained on
+# What is learned across tasks, by method. The first four are ways to learn F; then a distance, which needs no gradient
+# at test either; then transfer, from one source and from many; and what knows nothing of other tasks.
+METHODS = {
+    "recurrence": "a network that reads the support set",
+    "optimizer": "an update rule",
+    "initialization": "a start (MAML)",
+    "architecture": "the layers",
+    "metric": "a distance",
+    "joint": "one function for all tasks",
+    "multisource": "features of many sources",
+    "transfer": "a solution of one source",
+    "scratch": "nothing",
+    "nearest": "nothing",
+}
+DESCENDING = ("optimizer", "initialization", "architecture", "joint", "multisource", "transfer", "scratch", "combined")
+
+
+@dataclass(frozen=True)
+class ParadigmExperiment(Recorded):
+    """One method on one family of tasks, several seeds, judged by the number of shots and by what adaptation costs.
+
+    All methods see the same test tasks. What is chosen for adaptation, its rate and number of steps, every descending
+    method chooses from the same grid, by its mean result on validation tasks of the same number of shots.
+
+    Attributes:
+        family: ``"sinusoid"`` or ``"glyphs"`` (5-way).
+        method: a key of ``METHODS``.
+        shots: K in training.
+        inner_rate, inner_steps: of training.
+        meta_batch: tasks of an iteration; for the two kinds of transfer, minibatches of ``minibatch`` examples.
+        sources: functions or scripts that transfer learns from; a script has many classes.
+        test_shots: K at test.
+        rates, steps: the grid of adaptation. A learned rule has no rate.
+        validation_tasks, test_tasks: numbers of tasks.
+    """
+
+    name: str
+    family: str
+    method: str
+    iterations: int
+    outer_rate: float
+    shots: int
+    inner_rate: float = 0.0
+    inner_steps: int = 0
+    meta_batch: int = 25
+    queries: int = 10
+    ways: int = 0
+    filters: int = 16
+    sources: int = 0
+    minibatch: int = 64
+    test_shots: tuple[int, ...] = (5, 10, 20)
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    steps: tuple[int, ...] = (1, 5, 20, 100)
+    validation_tasks: int = 50
+    test_tasks: int = 300
+    spot_tasks: int = 100
+    outer_rate_final: float = 0.0
+    seed: int = 0
+    seeds: int = 3
+    evaluate_every: int = 1_000_000
+    paper: str = "ways"
+
+    def data(self) -> dict[str, Any]:
+        """What the tasks are made of."""
+        if self.family == "sinusoid":
+            return {"data": "sinusoids"}
+        from helpers.tasks import glyphs
+
+        return glyphs.load("train").provenance
+
+    def model(self, outputs: int | None = None) -> Model:
+        """The network that descends; ``outputs`` other than a task's for transfer from many sources."""
+        if self.family == "sinusoid":
+            # Pre-training and MAML begin with larger weights than PyTorch's: both then leave the plateau sooner.
+            return MLP((1, 40, 40, outputs or 1), scale=0.3 if self.method in ("initialization", "joint") else None)
+        return ConvNet(outputs or self.ways, filters=self.filters)
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of a task."""
+        return losses.cross_entropy if self.ways else losses.mean_squared_error
+
+    def learner(self) -> GradientDescent | Amortized:
+        """The learner of the method."""
+        images = self.family == "glyphs"
+        features = ConvNet(64, filters=self.filters, head_scale=None) if images else MLP((1, 40, 40), scale=None)
+        descent = (self.loss, self.inner_rate, self.inner_steps)
+        match self.method:
+            case "recurrence":
+                return Recurrent(features, self.ways, width=64 if images else 40)
+            case "metric":
+                return Prototypes(features, self.ways) if images else Neighbours(features)
+            case "nearest":
+                return Neighbours(AsItIs(), self.ways, sharpness=math.inf)
+            case "optimizer":
+                # As in the paper, the gradients of the inner loss are no functions of the rule.
+                return LearnedDescent(self.model(), *descent, first_order=True, rule=RecurrentRule(hidden=10))
+            case "architecture":
+                mixed = MixedConvNet(self.ways, self.filters) if images else MixedMLP((1, 40, 40, 1))
+                return LearnedDescent(mixed, *descent, learn_frozen=True)
+            case "scratch":
+                return LearnedDescent(self.model(), *descent)
+            case "initialization" | "joint" | "multisource" | "transfer":
+                return GradientDescent(self.model(), *descent)
+        raise UserError(f"there is no way to learn called {self.method!r}: choose one of {', '.join(METHODS)}")
+
+    def setup(self, device: torch.device, compiled: bool) -> WayTraining:
+        """Draw or load what the tasks are made of."""
+        return WayTraining(self, device)
+
+
+def glyph_splits() -> tuple[ImageClasses, ImageClasses, ImageClasses]:
+    """Glyphs for training, validation and test, each of scripts of its own."""
+    from helpers.tasks import glyphs
+
+    train = glyphs.load("train")
+    held = [i for i, script in enumerate(train.groups) if script in VALIDATION_SCRIPTS]
+    kept = [i for i, script in enumerate(train.groups) if script not in VALIDATION_SCRIPTS]
+    return train.select(kept), train.select(held), glyphs.load("test")
+
+
+def shifted(experiment: ParadigmExperiment) -> dict[str, Callable[[Tasks], Tasks] | Sinusoids]:
+    """Families that training never saw: other sinusoids, or a change of the test images."""
+    if experiment.family == "sinusoid":
+        own = Sinusoids(experiment.shots, experiment.queries)
+        return {
+            "larger": replace(own, amplitudes=(5.0, 7.0)),
+            "later": replace(own, phases=(math.pi, 2 * math.pi)),
+            "elsewhere": replace(own, inputs=(5.0, 10.0)),
+        }
+
+    def changed(change: Callable[[Tensor], Tensor]) -> Callable[[Tasks], Tasks]:
+        return lambda tasks: Tasks(*(Examples(change(examples.x), examples.y) for examples in tasks))
+
+    def smaller(x: Tensor) -> Tensor:
+        half = functional.avg_pool2d(x.flatten(0, 1), 2)
+        return functional.pad(half, (7, 7, 7, 7)).view_as(x)
+
+    return {
+        "turned": changed(lambda x: x.rot90(1, (-2, -1))),
+        "negative": changed(lambda x: 1 - x),
+        "smaller": changed(smaller),
+    }
+
+
+class WayTraining:
+    """A method on one device. θ holds one set of meta-parameters a seed, under ``0/``, ``1/`` …"""
+
+    def __init__(self, experiment: ParadigmExperiment, device: torch.device) -> None:
+        e = self.experiment = experiment
+        self.device, self.learner = device, e.learner()
+        self.estimator = tracing.traced(estimators.maml)
+        if e.family == "glyphs":
+            self.train, self.valid, self.test = glyph_splits()
+            self.images = self.train.images.to(device)
+        self.sources = [self._source(s) for s in range(e.seeds)] if e.sources else []
+
+    # ---- tasks
+
+    def tasks(self, split: str, count: int, shots: int, generator: torch.Generator) -> Tasks:
+        """Tasks of one split; of sinusoids there are always new ones."""
+        e = self.experiment
+        if e.family == "sinusoid":
+            return Sinusoids(shots, e.queries).sample(count, generator)
+        images = {"train": self.images, "valid": self.valid.images, "test": self.test.images}[split]
+        return FewShot(images, e.ways, shots, e.queries).sample(count, generator)
+
+    def _begun(self, tasks: Tasks, generator: torch.Generator) -> Tasks:
+        """With a start, where the method has none of its own."""
+        return started(self.learner.model, tasks, generator) if isinstance(self.learner, LearnedDescent) else tasks
+
+    def judged(self, split: str, shots: int, count: int, shift: str | None = None) -> Tasks:
+        """Validation or test tasks, the same for all methods and seeds; drawn on the CPU."""
+        e, generator = self.experiment, runtime.generator(TEST_SEED + (split == "test"))
+        change = shifted(e)[shift] if shift else None
+        if isinstance(change, Sinusoids):
+            tasks = replace(change, shots=shots).sample(count, generator)
+        else:
+            tasks = self.tasks(split, count, shots, generator)
+            tasks = change(tasks) if change else tasks
+        return tree_map(lambda t: t.to(self.device), tasks)
+
+    # ---- transfer
+
+    def _source(self, seed: int) -> tuple[Tensor, Tensor]:
+        """What transfer learns from, for each seed another: curves (amplitude, phase), or images with their classes."""
+        e, generator = self.experiment, runtime.generator(TEST_SEED + 100 + seed)
+        if e.family == "sinusoid":
+            amplitude = 0.1 + 4.9 * torch.rand(e.sources, generator=generator)
+            return amplitude.to(self.device), (math.pi * torch.rand(e.sources, generator=generator)).to(self.device)
+        scripts = sorted(set(self.train.groups), key=lambda script: -self.train.groups.count(script))
+        # One source is another script for each seed, the largest first; many sources are all scripts.
+        chosen = [scripts[seed % len(scripts)]] if e.sources == 1 else scripts
+        rows = [i for i, script in enumerate(self.train.groups) if script in chosen]
+        images = self.images[rows].flatten(0, 1)
+        return images, torch.arange(len(rows), device=self.device).repeat_interleave(self.images.shape[1])
+
+    def _outputs(self, seed: int) -> int:
+        """Outputs of the network that learns from the sources."""
+        return self.experiment.sources if self.experiment.family == "sinusoid" else int(self.sources[seed][1].max()) + 1
+
+    def _source_gradient(self, theta: Params, seed: int, generator: torch.Generator) -> tuple[Params, Tensor]:
+        """One minibatch of the sources, all heads at once."""
+        e, (first, second) = self.experiment, self.sources[seed]
+        if e.family == "sinusoid":
+            x = -5 + 10 * torch.rand(e.minibatch, 1, generator=generator, device=self.device)
+            y = first * torch.sin(x - second)
+        else:
+            rows = torch.randint(len(first), (e.minibatch,), generator=generator, device=self.device)
+            x, y = first[rows][:, None].to(torch.float32) / 255, second[rows]
+        model = e.model(self._outputs(seed))
+        return grad_and_value(lambda theta: e.loss(model(theta, x), y))(theta)
+
+    def start(self, theta: Params, seed: int) -> Params:
+        """Where adaptation begins: at θ; after transfer with a new last layer, the mean of the old ones or zeros."""
+        e, theta = self.experiment, subtree(theta, f"{str(seed)}/")
+        if not e.sources:
+            return decided(theta) if e.method == "architecture" else theta
+        last = e.model().head
+        weight, bias = theta[f"{last}weight"], theta[f"{last}bias"]
+        if e.family == "sinusoid":
+            new = {f"{last}weight": weight.mean(1, keepdim=True), f"{last}bias": bias.mean(0, keepdim=True)}
+        else:
+            new = {f"{last}weight": weight.new_zeros(len(weight), e.ways), f"{last}bias": bias.new_zeros(e.ways)}
+        return theta | new
+
+    # ---- training
+
+    def init(self, generator: torch.Generator) -> Params:
+        """One start a seed, each from a generator of its own."""
+        e, theta = self.experiment, {}
+        for s in range(e.seeds):
+            draws = runtime.generator(e.seed + s, self.device)
+            one = e.model(self._outputs(s)).init(draws) if e.sources else self.learner.init(draws)
+            theta |= {f"{s}/{name}": value for name, value in one.items()}
+        return theta
+
+    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
+        """The meta-gradient of every seed, each on tasks of its own; what is not trained has none."""
+        e, gradients, found = self.experiment, {}, []
+        for s in range(e.seeds if theta else 0):
+            number = torch.randint(2**62, (), generator=generator, device=self.device)
+            draws = runtime.generator(int(number), self.device)
+            own = subtree(theta, f"{str(s)}/")
+            if e.sources:
+                gradient, loss = self._source_gradient(own, s, draws)
+            else:
+                tasks = self._begun(self.tasks("train", e.meta_batch, e.shots, draws), draws)
+                gradient, values = self.estimator(self.learner, own, tasks)
+                loss = values.mean()
+            gradients |= {f"{s}/{name}": g for name, g in gradient.items()}
+            found.append(loss)
+        return gradients, torch.stack(found).mean() if found else torch.zeros((), device=self.device)
+
+    # ---- judging
+
+    def score(self, start: Params, tasks: Tasks, steps: tuple[int, ...], rate: float) -> Tensor:
+        """Mean squared error or accuracy ``[len(steps), tasks]`` of one seed's learner."""
+        measure = losses.accuracy if self.experiment.ways else losses.mean_squared_error
+        if isinstance(self.learner, Amortized):
+
+            def one(task: Tasks) -> Tensor:
+                phi = self.learner.adapt(start, task.support)
+                return measure(self.learner.predict(phi, task.query.x), task.query.y)
+
+            values = vmap(one, chunk_size=25)(tasks)[None]
+        else:
+            learner = self.learner.replace(rate=rate, first_order=False)
+            values = evaluation.adaptation_curve(learner, start, tasks, steps, measure, chunk=25)
+        return values if self.experiment.ways else values.nan_to_num(FAILED).clamp(max=FAILED)
+
+    def _better(self, score: float, than: float) -> bool:
+        return score > than if self.experiment.ways else score < than
+
+    def chosen(self, theta: Params, shots: int) -> tuple[int, float]:
+        """Steps and rate that are best on the validation tasks, over all seeds."""
+        e = self.experiment
+        if e.method not in DESCENDING:
+            return 0, 0.0
+        tasks = self._begun(self.judged("valid", shots, e.validation_tasks), runtime.generator(TEST_SEED, self.device))
+        best, found = (0, 0.0), -math.inf if e.ways else math.inf
+        for rate in (0.0,) if getattr(self.learner, "rule", None) else e.rates:
+            scores = [self.score(self.start(theta, s), tasks, e.steps, rate).mean(1) for s in range(e.seeds)]
+            for steps, mean in zip(e.steps, torch.stack(scores).mean(0).tolist(), strict=True):
+                if self._better(mean, found):
+                    best, found = (steps, rate), mean
+        return best
+
+    def _over_seeds(self, theta: Params, tasks: Tasks, steps: int, rate: float) -> Tensor:
+        """Scores ``[seeds, tasks]``; where the start is drawn, each seed draws another."""
+        scores = []
+        for s in range(self.experiment.seeds):
+            begun = self._begun(tasks, runtime.generator(TEST_SEED + s, self.device))
+            scores.append(self.score(self.start(theta, s), begun, (steps,), rate)[0])
+        return torch.stack(scores)
+
+    @property
+    def kind(self) -> str:
+        """What is measured."""
+        return "accuracy" if self.experiment.ways else "mse"
+
+    def evaluate(self, theta: Params) -> dict[str, Interval]:
+        """``{accuracy or mse}_{shots}`` over seeds, with the steps, the rate and the cost behind it; and on other
+        families, ``…_{family}``, at the shots of training.
+
+        ``gradients_{shots}`` counts gradients of one example that adaptation to a task takes, ``seconds_{shots}`` is
+        what it takes and the predictions, among tasks that are adapted to side by side.
+        """
+        e, metrics, nan = self.experiment, {}, math.nan
+        choices = {shots: self.chosen(theta, shots) for shots in e.test_shots}
+        for shots, (steps, rate) in choices.items():
+            tasks = self.judged("test", shots, e.test_tasks)
+            began = time.process_time()
+            scores = self._over_seeds(theta, tasks, steps, rate)
+            seconds = (time.process_time() - began) / scores.numel()
+            metrics[f"{self.kind}_{shots}"] = statistics.over_seeds(scores.mean(1))
+            if shots == e.shots:
+                metrics[f"spot_{self.kind}_{shots}"] = statistics.over_seeds(scores[:, : e.spot_tasks].mean(1))
+            examples = shots * max(1, e.ways)
+            values = {"steps": steps, "rate": rate, "gradients": steps * examples, "seconds": seconds}
+            metrics |= {f"{name}_{shots}": Interval(float(value), nan, 1) for name, value in values.items()}
+        steps, rate = choices[e.shots]
+        if e.method in DESCENDING:
+            tasks = self.judged("test", e.shots, e.test_tasks)
+            metrics[f"{self.kind}_before"] = statistics.over_seeds(self._over_seeds(theta, tasks, 0, 0.0).mean(1))
+        for shift in shifted(e):
+            tasks = self.judged("test", e.shots, e.test_tasks, shift)
+            metrics[f"{self.kind}_{shift}"] = statistics.over_seeds(self._over_seeds(theta, tasks, steps, rate).mean(1))
+        metrics["parameters"] = Interval(float(sum(v.numel() for v in subtree(theta, "0/").values())), nan, 1)
+        headline = f"{self.kind}_{e.shots}"
+        return {headline: metrics[headline]} | metrics
+
+    def spot_check(self, theta: Params) -> dict[str, Interval]:
+        """The headline on the first test tasks, with the recorded choice; where there is none it is made."""
+        e = self.experiment
+        record = records.load(e.name, missing_ok=True)
+        if record and record["config"] == json.loads(json.dumps(e.config())):  # choosing again takes minutes
+            steps, rate = (records.metric(record, f"{name}_{e.shots}").value for name in ("steps", "rate"))
+            choice = int(steps), rate
+        else:
+            choice = self.chosen(theta, e.shots)
+        tasks = tree_map(lambda t: t[: e.spot_tasks], self.judged("test", e.shots, e.test_tasks))
+        scores = self._over_seeds(theta, tasks, *choice)
+        return {f"spot_{self.kind}_{e.shots}": statistics.over_seeds(scores.mean(1))}
+
+
+def experiments() -> list[ParadigmExperiment]:
+    """Every method on both families."""
+    sinusoid = partial(ParadigmExperiment, family="sinusoid", shots=10)
+    glyphs = partial(
+        ParadigmExperiment, family="glyphs", shots=1, ways=5, queries=5, test_shots=(1, 5), meta_batch=8, rates=(0.1,
+        0.3, 1.0),
+        steps=(1, 5, 20), test_tasks=60, validation_tasks=15, spot_tasks=20,
+    )  # fmt: skip
+
+    def both(method: str, on_sinusoids: dict, on_glyphs: dict) -> list[ParadigmExperiment]:
+        return [
+            sinusoid(f"ways-sinusoid-{method}", method=method, **on_sinusoids),
+            glyphs(f"ways-glyphs-{method}", method=method, **on_glyphs),
+        ]
+
+    fast, image = {"iterations": 4_000, "outer_rate": 3e-3}, {"iterations": 1_000, "outer_rate": 2e-3}
+    once = {"iterations": 1, "outer_rate": 0.0}
+    return [
+        *both("recurrence", fast, image),
+        *both(
+            "optimizer",
+            {"iterations": 600, "outer_rate": 3e-3, "inner_steps": 10, "meta_batch": 8},
+            {"iterations": 300, "outer_rate": 3e-3, "inner_steps": 5, "meta_batch": 4},
+        ),
+        *both(
+            "initialization",
+            fast | {"inner_rate": 0.01, "inner_steps": 1},
+            image | {"inner_rate": 0.4, "inner_steps": 1},
+        ),
+        *both(
+            "architecture",
+            {"iterations": 600, "outer_rate": 3e-2, "inner_rate": 0.03, "inner_steps": 20, "meta_batch": 8},
+            {"iterations": 150, "outer_rate": 3e-2, "inner_rate": 0.3, "inner_steps": 5, "meta_batch": 4},
+        ),
+        *both("metric", fast, image),
+        *both("joint", fast, image | {"iterations": 200}),
+        *both("multisource", fast | {"sources": 64}, image | {"sources": 4, "iterations": 2_000}),
+        *both("transfer", fast | {"sources": 1}, image | {"sources": 1, "iterations": 2_000}),
+        *both("scratch", once, once),
+        *both("nearest", once, once),
+    ]

@@ -1,0 +1,1 @@
+"""Training with checkpoints, evaluation with intervals, records, claims and verdicts, figures and tables."""

@@ -1,0 +1,85 @@
+"""Judging meta-parameters on new tasks: accuracy or loss after 0, 1, 2 … inner steps, with intervals over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from helpers.errors import UserError
+from helpers.learners.descent import GradientDescent
+from helpers.learners.minibatch import MinibatchDescent
+from helpers.types import Examples, Params, Tasks
+from helpers.validate import whole
+
+
+def one_by_one(learner: GradientDescent, phi: Params, support: Examples, query: Examples) -> Tensor:
+    """Predictions without transduction: each query example is normalised together with the support set alone.
+
+    Returns:
+        Outputs ``[queries, ...]``, as the model gives them for the joint batch.
+    """
+
+    def predict(x: Tensor) -> Tensor:
+        return learner.outputs(phi, torch.cat([support.x, x[None]]))[-1]
+
+    return vmap(predict)(query.x)
+
+
+def adaptation_curve(
+    learner: GradientDescent,
+    theta: Params,
+    tasks: Tasks,
+    steps: Sequence[int],
+    metric: Callable[[Tensor, Tensor], Tensor],
+    transductive: bool = True,
+    chunk: int | None = 50,
+) -> Tensor:
+    """A metric on the query set after each of several numbers of inner steps, each on the whole support set.
+
+    Args:
+        learner: one that goes step by step; a minibatch learner too sees the whole support set at every step.
+        theta: meta-parameters.
+        tasks: a batch of T tasks, which also give the start where the learner wants one.
+        steps: increasing numbers of inner steps, from 0.
+        metric: ``metric(outputs, y) -> scalar``, such as ``losses.accuracy``.
+        transductive: predict all query examples as one batch, so that batch normalisation sees them together (as MAML's
+            code does), or one by one, each beside the support set.
+        chunk: tasks at a time.
+
+    Returns:
+        ``[len(steps), T]``.
+
+    Raises:
+        UserError: if ``steps`` do not increase or are none, without tasks, for a learner without steps, or where the
+            support set has been cut into minibatches.
+    """
+    if not isinstance(learner, GradientDescent):
+        raise UserError(
+            f"a curve is over inner steps, such as those of GradientDescent: {type(learner).__name__} has none"
+        )
+    if not len(steps) or not len(tasks.query.x):
+        raise UserError("a curve needs at least one number of inner steps and one task")
+    if chunk is not None:
+        whole(chunk, "number of tasks at a time")
+    if isinstance(learner, MinibatchDescent) and tasks.support.x.dim() > tasks.query.x.dim():
+        raise UserError("every step of a curve sees the whole support set: pass it without cutting it into minibatches")
+    if any(after < before for before, after in zip((0, *steps), steps, strict=False)):  # else adapted too far
+        raise UserError(f"the numbers of inner steps must increase from 0, not be {list(steps)}")
+
+    for count in steps:
+        whole(count, "number of inner steps", least=0)
+
+    def curve(task: Tasks) -> Tensor:
+        phi, done, values = learner.begin(theta, task), 0, []
+        for target in steps:
+            for _ in range(target - done):
+                phi = learner.step(theta, phi, task.support)
+            done = target
+            outputs = learner.outputs(phi, task.query.x) if transductive else one_by_one(learner, phi, *task)
+            values.append(metric(outputs, task.query.y))
+        return torch.stack(values)
+
+    return vmap(curve, chunk_size=chunk)(tasks).T

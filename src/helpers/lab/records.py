@@ -1,0 +1,146 @@
+"""Records (what we measured), claims (what a paper says) and the verdict between them.
+
+A record is one JSON file, ``data/records/NAME.json``, written by :mod:`helpers.lab.training` and never by hand. A
+paper's claims are one YAML file, ``data/claims/PAPER.yaml``. Their schemas stand in ``data/schemas``. Verdicts are
+computed here and typed nowhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import UserError
+from helpers.lab.statistics import Interval
+from helpers.runtime import root, write_atomically
+
+Record = dict[str, Any]
+KEYS = ("experiment", "paper", "status", "iterations", "metrics", "config", "provenance")
+
+
+def folder() -> Path:
+    """Where records live."""
+    return root() / "data" / "records"
+
+
+def save(record: Record, path: Path | None = None) -> Path:
+    """Write a record atomically and return its path.
+
+    Raises:
+        UserError: if it cannot be written, or holds a number that JSON does not know (NaN or infinity).
+    """
+    path = path or folder() / f"{record['experiment']}.json"
+    try:
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        wrong = [name for name, entry in record["metrics"].items() if not math.isfinite(entry["value"])]
+        what = f"its metrics {', '.join(wrong)} are" if wrong else "one of its numbers is"
+        raise UserError(
+            f"the record of {record['experiment']} is not written, since {what} not finite: "
+            "the checkpoint is kept; lower the rates and start with --fresh"
+        ) from None
+    write_atomically(path, (text + "\n").encode())
+    return path
+
+
+def load(name: str, missing_ok: bool = False, where: Path | None = None) -> Record | None:
+    """The record of an experiment.
+
+    Returns:
+        The record, or None where there is none and ``missing_ok`` is set.
+
+    Raises:
+        UserError: if there is no such record, or the file is not a whole record of that experiment.
+    """
+    path = (where or folder()) / f"{name}.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if missing_ok:
+            return None
+        raise UserError(f"there is no record {path}: make it with `metabook train {name}`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the record {path} is damaged ({error}): "
+            f"restore it from version control or run `metabook train {name}` again"
+        ) from None
+    if not is_record(record, name):
+        raise UserError(
+            f"{path} is not a record of {name}: restore it from version control or run `metabook train {name}` again"
+        )
+    return record
+
+
+def is_record(content: Any, name: str) -> bool:
+    """Whether all that the code relies on is there; the schema in ``data/schemas`` says more, and a test asks it."""
+    return (
+        isinstance(content, dict)
+        and set(KEYS) <= set(content)
+        and content["experiment"] == name
+        and all(isinstance(content[key], dict) for key in ("iterations", "metrics", "config", "provenance"))
+        and all(isinstance(content["iterations"].get(key), int) for key in ("done", "planned"))
+        and all(isinstance(m, dict) and {"value", "ci95", "n"} <= set(m) for m in content["metrics"].values())
+    )
+
+
+def save_table(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write rows of texts and numbers as compressed comma-separated values, the same bytes for the same rows."""
+    text = io.StringIO()
+    # A text is quoted and a number is not: the rule "1" comes back as a text.
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def load_table(name: str) -> list[dict[str, Any]]:
+    """What a recorded experiment wrote down row by row, ``data/records/NAME.csv.gz``; numbers come back as numbers.
+
+    Raises:
+        UserError: if there is no such table, or it is damaged.
+    """
+    path = folder() / f"{name}.csv.gz"
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, quoting=csv.QUOTE_NONNUMERIC))
+    except FileNotFoundError:
+        raise UserError(f"there is no table {path}: make it with `metabook train {name}`") from None
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
+        raise UserError(
+            f"the table {path} is damaged ({error}): "
+            f"restore it from version control or run `metabook train {name}` again"
+        ) from None
+    return [{key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in row.items()} for row in rows]
+
+
+def load_all() -> dict[str, Record]:
+    """All records by experiment name, sorted."""
+    return {path.stem: load(path.stem) for path in sorted(folder().glob("*.json"))}
+
+
+def metric(record: Record, name: str = "test_accuracy") -> Interval:
+    """One metric of a record.
+
+    Raises:
+        UserError: if the record has no such metric.
+    """
+    try:
+        entry = record["metrics"][name]
+    except KeyError:
+        raise UserError(
+            f"the record {record['experiment']} has no metric {name!r}; it has: {', '.join(record['metrics'])}"
+        ) from None
+    return Interval(entry["value"], math.nan if entry["ci95"] is None else entry["ci95"], entry["n"])
+
+
+def progress(record: Record) -> str:
+    """How far a record's run got, such as ``20,000 of 60,000 iterations``."""
+    done, planned = record["iterations"]["done"], record["iterations"]["planned"]
+    many = "iteration" if planned == 1 else "iterations"
+    return f"{done:,} {many}" if done == planned else f"{done:,} of {planned:,} {many}"

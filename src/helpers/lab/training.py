@@ -1,0 +1,344 @@
+"""The outer loop as a resumable, recorded experiment.
+
+One file holds everything that training needs to go on: parameters, optimiser, random generator, iteration and history,
+as a ``.safetensors`` file with a JSON header (no pickle), compressed by xz. It is replaced atomically, so a killed run
+continues from its last checkpoint, bit for bit as if it had never stopped (on the same machine with the same engine
+settings). On another kind of device a run goes on too, with a generator that is seeded anew from seed and iteration.
+
+The file of a finished run holds its parameters alone, in half precision, and the record's metrics are those of the
+parameters as stored. Single precision stays where half of it would move a metric by a tenth of its interval.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from helpers import runtime
+from helpers.errors import UserError
+from helpers.lab import records
+from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, _entries, moved
+from helpers.lab.protocols import Experiment, Run
+from helpers.lab.schedules import RETURNS, annealed, halved, outer_rate_at, steady
+from helpers.lab.statistics import Interval
+from helpers.types import Params
+from helpers.validate import positive, whole
+
+
+@contextmanager
+def _stop_requests():
+    """Yield a list that is no longer empty once Ctrl-C or a termination request came; nothing is interrupted by it."""
+    received: list[int] = []
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            previous[number] = signal.signal(number, lambda got, _: received.append(got))
+        except ValueError:  # not in the main thread
+            pass
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train(
+    experiment: Experiment,
+    *,
+    device: torch.device | str = "cpu",
+    budget: float | None = None,
+    fresh: bool = False,
+    compiled: bool = False,
+    form: str | None = None,
+    data: Path | None = None,
+    save_every: float = 60.0,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> records.Record:
+    """Train an experiment, from its checkpoint where there is one, and write its record.
+
+    Args:
+        budget: seconds of training in this call; the run then stops cleanly and its record is partial.
+        fresh: ignore an existing checkpoint.
+        compiled: use ``torch.compile``; other rounding, so part of what bit-identical resumption presumes.
+        form: how the estimator runs, a name of ``helpers.numerics.tracing.FORMS``, where the experiment leaves the
+            choice; by default ``"compiled"`` or ``"traced"``. ``"fastest"`` tries them for some seconds each.
+        data: folder with ``checkpoints/`` and ``records/``; by default ``data/`` of the checkout.
+        save_every: seconds between checkpoints.
+        progress: show a progress bar.
+        say: receives one line about how the run ended.
+
+    Returns:
+        The record, as written to ``records/NAME.json``.
+
+    Raises:
+        UserError: if the loss stops being finite (naming the iteration and the last good checkpoint), a file cannot be
+            written, the checkpoint is damaged or of another configuration, or another process trains the same.
+        KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written.
+    """
+    data = data or runtime.root() / "data"
+    path = data / "checkpoints" / f"{experiment.name}{SUFFIX}"
+    with runtime.only_one(path, f"training {experiment.name}"):
+        how = form or ("compiled" if compiled else "traced")
+        return _train(experiment, torch.device(device), budget, fresh, how, data, path, save_every, progress, say)
+
+
+def _train(
+    experiment: Experiment,
+    device: torch.device,
+    budget: float | None,
+    fresh: bool,
+    form: str,
+    data: Path,
+    path: Path,
+    save_every: float,
+    progress: bool,
+    say: Callable[[str], None],
+) -> records.Record:
+    # Found out now, not after a minute of training that could then not be kept.
+    for kind in ("checkpoints", "records"):
+        runtime.ensure_writable(data / kind)
+    config = experiment.config()
+    # Asked once, at the start: what runs is the code as it was loaded, whatever is committed meanwhile.
+    commit = runtime.commit()
+    run = experiment.setup(device, form == "compiled")
+    generator = runtime.generator(experiment.seed, device)
+    first = run.init(generator)
+    compiled, chosen = form == "compiled", hasattr(run, "use")  # else the experiment itself says how it runs
+    if not chosen:
+        pass
+    elif form == "fastest":
+        form = fastest(run, first, device, budget, say)
+        compiled = form == "compiled"
+    else:
+        run.use(form)
+    state = State(first, experiment.outer_rate, generator, getattr(experiment, "outer", "adam"))
+    look = getattr(run, "spot_check", run.evaluate)
+    kept = path.exists() and not fresh
+    if kept:
+        state.restore(path, config, experiment.iterations, experiment.seed)
+    begin, started, already = state.iteration, time.monotonic(), state.seconds
+    watched = getattr(experiment, "watched", None)
+    if watched:
+        state.remember()  # a run that was interrupted goes back no further than here
+
+    def check() -> None:
+        """Look at the losses since the last look: nothing that is not finite may reach a checkpoint."""
+        if not state.window:
+            return
+        finite = torch.stack(state.window).isfinite().cpu()
+        if not finite.all() or not all(value.isfinite().all() for value in state.values().values()):
+            at = state.iteration - len(finite) + (int((~finite).nonzero()[0]) if not finite.all() else len(finite) - 1)
+            good = f"the last good checkpoint is {path}" if kept else "no checkpoint of this run had been written yet"
+            raise UserError(
+                f"the loss of {experiment.name} is no longer finite at iteration {at}; {good}: "
+                "lower the rates and start with --fresh"
+            )
+
+    def save() -> None:
+        nonlocal kept
+        check()
+        elapsed = time.monotonic() - started
+        state.seconds = already + elapsed
+        # A run that went back has fewer iterations than an earlier slice may say.
+        state.slices = [s | {"end": min(s["end"], begin)} for s in state.slices if s["begin"] < begin]
+        if state.iteration > begin:
+            this = {
+                "begin": begin, "end": state.iteration, "seconds": round(elapsed, 1), "compiled": compiled,
+                **({"form": form} if chosen else {}), "commit": commit, "date": datetime.now(UTC).date().isoformat(),
+                **runtime.machine(device),
+            }  # fmt: skip
+            state.slices.append(this | ({"reseeded": True} if state.reseeded else {}))
+        state.save(path, config, over=state.iteration == experiment.iterations)
+        kept = True
+
+    bar = tqdm(
+        total=experiment.iterations,
+        initial=begin,
+        desc=experiment.name,
+        unit="it",
+        disable=not progress,
+        mininterval=1,
+    )
+    saved = started
+    with _stop_requests() as stop, bar:
+        while state.iteration < experiment.iterations:
+            gradient, loss = run.gradient(state.values(), generator, state.iteration)
+            state.apply(gradient, outer_rate_at(experiment, state.iteration) * 0.5 ** len(state.returns))
+            state.iteration += 1
+            state.window.append(loss.detach())
+            bar.update()
+            if state.iteration % LOG_EVERY == 0:
+                check()
+                state.losses.append(torch.stack(state.window).mean().item())
+                state.window = []
+                bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
+            if state.iteration % experiment.evaluate_every == 0 and state.iteration < experiment.iterations:
+                state.curve.append({"iteration": state.iteration, "metrics": _entries(look(state.values()))})
+                quiet = steady([point["metrics"][watched]["value"] for point in state.curve]) if watched else None
+                if quiet:
+                    state.remember()
+                elif quiet is False and len(state.returns) < RETURNS:
+                    state.go_back()
+                    begin = min(begin, state.iteration)
+                    bar.reset()
+                    bar.update(state.iteration)
+            now = time.monotonic()
+            if stop or (budget is not None and now - started > budget):
+                break
+            if now - saved > save_every:
+                save()
+                saved = now
+        save()
+    metrics = run.evaluate(state.values())
+    if begin == state.iteration:
+        metrics |= _seconds(experiment.name, data / "records")
+    if state.iteration == experiment.iterations and state.precision == "single":
+        metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
+    record = make_record(experiment, run, state, commit, metrics)
+    records.save(record, data / "records" / f"{experiment.name}.json")
+    if hasattr(run, "table"):
+        records.save_table(run.table(state.values()), data / "records" / f"{experiment.name}.csv.gz")
+    headline = ", ".join(f"{name} {records.metric(record, name)}" for name in list(record["metrics"])[:1])
+    say(f"{experiment.name}: {records.progress(record)}; {headline}; checkpoint {path}")
+    if stop:
+        raise KeyboardInterrupt
+    return record
+
+
+def fastest(
+    run: Any, theta: Params, device: torch.device, budget: float | None = None, say: Callable[[str], None] = print
+) -> str:
+    """Try the forms in which a run can be executed, leave it in the fastest, and return that one's name.
+
+    Compiling takes minutes, so that it is tried only where at least a quarter of an hour is to be trained; a CUDA graph
+    is tried on a GPU. A form that fails is passed over.
+    """
+    kinds = ["eager", "traced"] + ["captured"] * (device.type == "cuda")
+    kinds += ["compiled"] * ((budget is None or budget >= 900) and runtime.can_compile())
+    found: dict[str, float] = {}
+    kept: dict[str, dict[str, Any]] = {}
+    for form in kinds:
+        draws = runtime.generator(0, device)
+        try:
+            run.use(form)
+            run.gradient(theta, draws, 0)[1].item()  # recording, capturing or compiling
+            began, calls = time.monotonic(), 0
+            while calls < 3 or (time.monotonic() - began < 2 and calls < 200):
+                run.gradient(theta, draws, 0)[1].item()  # waits for the device
+                calls += 1
+            found[form], kept[form] = (time.monotonic() - began) / calls, vars(run).copy()
+        except RuntimeError as error:
+            say(f"{form}: failed ({' '.join(str(error).split())[:120]})")
+    if not found:
+        raise UserError("the estimator runs in none of its forms here; the lines above say why")
+    best = min(found, key=found.__getitem__)
+    vars(run).update(kept[best])  # with what was recorded, so that nothing is recorded again
+    say(", ".join(f"{form} {1000 * seconds:.1f} ms" for form, seconds in found.items()) + f" an iteration: {best}")
+    return best
+
+
+def _finite(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Without what diverged at a point on the way: JSON has no word for it, and a curve may have a gap."""
+    return {name: entry for name, entry in metrics.items() if math.isfinite(entry["value"])}
+
+
+def _seconds(name: str, folder: Path) -> dict[str, Interval]:
+    """What the record of a run says of the time it took, which cannot be measured again once the run is over."""
+    with suppress(UserError):  # a damaged record is about to be written anew
+        record = records.load(name, missing_ok=True, where=folder)
+        kept = record["metrics"] if record else {}
+        return {key: records.metric(record, key) for key in kept if key.startswith("seconds")}
+    return {}
+
+
+def _settle(
+    run: Run, state: State, single: dict[str, Interval], save: Callable[[], None], say: Callable[[str], None]
+) -> dict[str, Interval]:
+    """Store a finished run in half precision, unless that moves its metrics; returns those of what is stored.
+
+    θ of ``state`` is then what the file holds.
+    """
+    before = state.values()
+    rounded = {name: value.to(before[name].dtype) for name, value in halved(before).items()}
+    half = run.evaluate(rounded)
+    if far := moved(single, half):
+        say(f"stored in single precision, since half of it would move {', '.join(far[:3])}")
+        return single
+    with torch.no_grad():
+        for name, value in state.theta.items():
+            value.copy_(rounded[name])
+    state.precision = "half"
+    save()
+    return single | half  # the time that the run took is in the first alone
+
+
+def make_record(
+    experiment: Experiment, run: Run, state: State, commit: str, metrics: dict[str, Interval]
+) -> records.Record:
+    """Lay the record out; ``commit`` is that of the code that evaluated ``metrics``."""
+    done = state.iteration
+    return {
+        "experiment": experiment.name,
+        "paper": experiment.paper,
+        "status": "complete" if done == experiment.iterations else "partial",
+        "iterations": {"done": done, "planned": experiment.iterations},
+        "metrics": _entries(metrics),
+        "config": experiment.config(),
+        "curve": [point | {"metrics": _finite(point["metrics"])} for point in state.curve],
+        "losses": {"every": LOG_EVERY, "values": [round(loss, 5) for loss in state.losses]},
+        "provenance": {
+            "data": experiment.data(),
+            "seconds": round(state.seconds, 1),
+            "slices": state.slices,
+            **({"returns": state.returns} if state.returns else {}),
+            "evaluated": {"commit": commit, "date": datetime.now(UTC).date().isoformat(), **runtime.machine("cpu")},
+        },
+    }
+
+
+def fit(
+    gradient: Callable[[Params, int], tuple[Params, Tensor]],
+    theta: Params,
+    iterations: int,
+    outer_rate: float = 1e-3,
+    label: str = "meta-training",
+    outer: str = "adam",
+    final_rate: float | None = None,
+) -> tuple[Params, Tensor]:
+    """The outer loop for live cells: steps along a meta-gradient, with a progress bar and nothing kept on disk.
+
+    Args:
+        gradient: ``gradient(theta, iteration) -> (gradient, losses)``; it draws its own tasks. Iterations count from
+            0; what changes with them, such as ``learner.replace(rate=...)``, makes no new recording.
+        theta: where to begin; left as it is.
+        outer: ``"adam"``, or ``"sgd"`` for Reptile's plain step.
+        final_rate: where ``outer_rate`` goes, linearly; by default it stays.
+
+    Returns:
+        The trained parameters and the mean query loss of every iteration ``[iterations]``.
+
+    Raises:
+        UserError: for a number of iterations below 1, or rates that are negative or not finite.
+    """
+    whole(iterations, "number of iterations")
+    positive(outer_rate, "outer rate", zero=True)
+    state = State(theta, outer_rate, torch.Generator(), outer)
+    final = outer_rate if final_rate is None else positive(final_rate, "final outer rate", zero=True)
+    history = []
+    for iteration in tqdm(range(iterations), desc=label, unit="it", mininterval=1, leave=False):
+        step, losses = gradient(state.values(), iteration)
+        state.apply(step, annealed(outer_rate, final, iteration / iterations))
+        history.append(losses.detach().mean())
+    return state.values(), torch.stack(history)

@@ -1,0 +1,1 @@
+"""Running the chapters, comparing their outputs, building and checking the pages: what knows no engine."""

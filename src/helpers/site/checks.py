@@ -1,0 +1,229 @@
+"""The checks of the book, cheapest first: ``python -m helpers.site.checks [TIER ...]``, all of them when none is named.
+
+unit      pytest on the helpers
+chapters  every chapter once at its defaults, its outputs compared with the committed ones (:mod:`helpers.site.compare`)
+smoke     every chapter in the profile ``quick``, on the processor and on a stand-in for a GPU
+book      the site from the chapters that ``chapters`` ran, warnings as errors, every page looked at
+records   committed checkpoints evaluated again, on the real data where they need it; some a run, by rotation
+
+A tier in which nothing was tested fails. Of ``chapters`` and ``book`` the results stay in ``_build``, so that ``make
+book`` has nothing left to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from helpers import runtime
+from helpers.errors import UserError
+from helpers.runtime import commit, root
+from helpers.site import builder, commands, compare, notebooks, runner
+
+STAND_IN = "tests/site/test_standin_chapters.py"
+COUNTS = ("passed", "failed", "errors", "skipped")
+# What evaluating records may take, in seconds of two workers together, and what one counts whose time nobody measured.
+RECORDS_BUDGET = 300
+RECORD_SECONDS = 45
+
+
+@dataclass
+class Result:
+    """What came of a tier: how many tests passed, failed and so on, and what else its line should say."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    note: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)  # of each test that passed, where pytest measured them
+
+
+def _pytest(tier: str, *arguments: str) -> Result:
+    """Run pytest in a process of its own."""
+    report = _folder() / f"{tier}.xml"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", *arguments, "-n", str(runner.workers()), f"--junitxml={report}"]
+    code = subprocess.run(command, cwd=root(), env={**os.environ, **runtime.ONE_THREAD}).returncode
+    if code == 130 or code < 0:
+        raise KeyboardInterrupt
+    if not report.exists():
+        raise UserError(f"pytest could not run (exit status {code}); its message stands above.")
+    result = Result()
+    for case in ElementTree.parse(report).iter("testcase"):
+        kinds = {part.tag for part in case} & {"failure", "error", "skipped"}
+        state = {"failure": "failed", "error": "errors", "skipped": "skipped"}[min(kinds)] if kinds else "passed"
+        result.counts[state] += 1
+        if state == "passed":
+            result.seconds[case.get("name", "")] = float(case.get("time", 0))
+    if code not in (0, 5) and not result.counts["failed"] + result.counts["errors"]:  # 5: nothing was selected
+        raise UserError(f"pytest ended with exit status {code}; its message stands above.")
+    return result
+
+
+def _unit() -> Result:
+    return _pytest("unit", "tests", "-m", "not records", f"--ignore={STAND_IN}")
+
+
+def _over_budget(profile: str, out: Path) -> str:
+    """The chapters whose last run took more than the profile allows."""
+    budget = runner.BUDGETS[profile]
+    over = [f"{name} {seconds:.0f} s" for name, seconds in runner.times(out).items() if seconds > budget]
+    return f"over {budget} s of processor time: {', '.join(over)}" if over else ""
+
+
+def _chapters() -> Result:
+    out, result, problem = root() / "_build" / "book", Result(), ""
+    try:
+        runner.run_chapters(out=out)
+    except UserError as error:  # what did run is compared all the same
+        problem = str(error)
+    for name in notebooks.select():
+        if not (out / f"{name}.digest").exists():
+            result.counts["errors"] += 1
+            continue
+        copies = (notebooks.read(folder / f"{name}.ipynb") for folder in (root() / "notebooks", out))
+        for number, (source, found) in enumerate(compare.compare_cells(*copies), 1):
+            result.counts["failed" if found else "passed"] += 1
+            if found:
+                print(f"\n{name}, code cell {number}:\n{source}\n\n" + "\n".join(found), flush=True)
+    result.note = "; ".join(filter(None, (problem, _over_budget("book", out))))
+    return result
+
+
+def _smoke() -> Result:
+    out = root() / "_build" / "quick"
+    done = runner.run_chapters(None, "quick", out=out, force=True)
+    result = _pytest("smoke", STAND_IN)
+    result.counts["passed"] += len(done)
+    result.note = _over_budget("quick", out)
+    return result
+
+
+def _book() -> Result:
+    runner.run_chapters()
+    return Result(Counter(passed=builder.check_site(builder.build())))
+
+
+# ---------------------------------------- records
+def rotation(seconds: Mapping[str, float], budget: float, seed: str) -> list[str]:
+    """The records whose turn it is: in an order that ``seed`` shuffles, those that fit into the budget.
+
+    The first one is taken whatever it costs, so that each has its turn some time.
+
+    Args:
+        seconds: what evaluating each record takes.
+        budget: seconds for all.
+        seed: decides the order; the commit, so that the same commit asks the same records.
+    """
+    chosen: list[str] = []
+    for name in sorted(seconds, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+        if not chosen or seconds[name] <= budget:
+            chosen.append(name)
+            budget -= seconds[name]
+    return sorted(chosen)
+
+
+def _record_seconds() -> dict[str, float]:
+    """What evaluating each committed record took when somebody last asked for all, or what is supposed."""
+    path = root() / "tests" / "record-seconds.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    names = sorted(path.stem for path in (root() / "data" / "records").glob("*.json"))
+    return {name: known.get(name, RECORD_SECONDS) for name in names}
+
+
+def _records(everything: bool = False) -> Result:
+    seconds = _record_seconds()
+    chosen = list(seconds) if everything else rotation(seconds, RECORDS_BUDGET, commit().rstrip("+"))
+    # Some records take a minute and most take seconds, so whoever is free takes the next.
+    arguments = ["-m", "records", "-rs", "--dist", "worksteal", f"--only-records={','.join(chosen)}"]
+    result = _pytest("records", "tests", *arguments)
+    measured: Counter[str] = Counter()
+    for test, taken in result.seconds.items():
+        name = test.partition("[")[2].rstrip("]")
+        if name in seconds:
+            measured[name] += taken
+    if everything:
+        seconds |= {name: round(taken, 1) for name, taken in measured.items()}
+        text = json.dumps(seconds, indent=1) + "\n"
+        (root() / "tests" / "record-seconds.json").write_text(text, encoding="utf-8")
+    result.note = f"{len(measured)} of {len(seconds)} records"
+    return result
+
+
+TIERS = {"unit": _unit, "chapters": _chapters, "smoke": _smoke, "book": _book, "records": _records}
+
+
+# ---------------------------------------- all of them
+def _folder() -> Path:
+    folder = root() / "_build" / "check"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def run(names: Sequence[str] | None = None, *, all_records: bool = False) -> int:
+    """Run tiers, all of them to their end, and print one line for each.
+
+    Args:
+        names: the tiers; all when empty.
+        all_records: evaluate every committed record instead of those whose turn it is, and note how long each takes.
+
+    Returns:
+        The exit status: 0 when every tier passed.
+
+    Raises:
+        UserError: a tier that does not exist.
+    """
+    for name in names or ():
+        if name not in TIERS:
+            raise UserError(f"there is no tier {name!r}; the tiers are {', '.join(TIERS)}.")
+    lines, failed, totals, absent, start = [], [], Counter(), 0, time.monotonic()
+    for name in names or TIERS:
+        print(f"\n--- {name}", flush=True)
+        begin = time.monotonic()
+        try:
+            result = _records(True) if name == "records" and all_records else TIERS[name]()
+        except UserError as error:
+            result = Result(Counter(errors=1), str(error))
+        except OSError as error:
+            result = Result(Counter(errors=1), f"{error.strerror or error} ({error.filename})")
+        counts, notes = result.counts, [result.note] if result.note else []
+        # Only raw data, which a checkout need not have, may be absent, and only the records ask for them.
+        absent += counts["skipped"] if name == "records" else 0
+        nothing = not counts.total() - counts["skipped"] and not (name == "records" and counts["skipped"])
+        if nothing:
+            notes.append("nothing was tested")
+        if bad := nothing or bool(counts["failed"] + counts["errors"]):
+            failed.append(name)
+        state = "FAILED" if bad else "passed" if counts["passed"] else "skipped"
+        totals += counts
+        tests = ", ".join(f"{counts[key]} {key}" for key in COUNTS if counts[key])
+        detail = "; ".join(filter(None, [tests, *notes]))
+        lines.append(f"{name:<9} {state:<8} {time.monotonic() - begin:5.0f} s  {detail}")
+        print(lines[-1], flush=True)
+    verdict = f"failed: {', '.join(failed)}" if failed else "all tiers passed"
+    tests = ", ".join(f"{totals[key]} {key}" for key in COUNTS if totals[key] or key == "passed")
+    tests += f" ({absent} records for want of raw data)" if absent else ""
+    summary = "\n".join([*lines, verdict, f"===== {tests} in {time.monotonic() - start:.2f}s ====="])
+    print(f"\n{summary}", flush=True)
+    (_folder() / "summary.txt").write_text(summary + "\n", encoding="utf-8")
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m helpers.site.checks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tier", nargs="*", help=f"{', '.join(TIERS)}; all when none is named")
+    parser.add_argument("--all", action="store_true", help="evaluate all records, not only those whose turn it is")
+    given = parser.parse_args(argv)
+    return commands.report(run, given.tier, all_records=given.all)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,670 @@
+"""The experiments with jet taggers, on jets that nobody simulated: prongs of QCD are half as far apart."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from refusals import refused
+from test_jets import crowd
+
+from helpers import estimators, losses
+from helpers.experiments import jets as taggers
+from helpers.experiments import jets_protocol
+from helpers.experiments.jets import Matrix, MatrixTraining, Tagging, TaggingTraining
+from helpers.experiments.jets_cuts import Cuts, CutsMeasured
+from helpers.experiments.jets_protocol import Judge, Supervision
+from helpers.lab import statistics
+from helpers.lab.training import train
+from helpers.learners.descent import GradientDescent
+from helpers.learners.minibatch import MinibatchDescent
+from helpers.learners.proximal import Proximal
+from helpers.models.deep_sets import DeepSets
+from helpers.models.layers import stacked
+from helpers.models.mlp import MLP
+from helpers.runtime import generator
+from helpers.tasks import jets
+from helpers.tasks.jets.detector import Observables, View
+from helpers.tasks.jets.tasks import JetTasks
+from helpers.types import Examples, Tasks
+
+CPU = torch.device("cpu")
+EVERY = (
+    jets_protocol.LABELS
+    + jets_protocol.PROPORTIONS
+    + jets_protocol.MIXTURES
+    + jets_protocol.WRONG
+    + jets_protocol.DRIFTED
+)
+SCALES, WINDOWS = ("fsr-half", "fsr-one", "fsr-two"), ("250", "300", "400", "500", "600")
+SAMPLES = [  # process, shower, split, jets in a window
+    *((process, shower, "train", 30) for shower in SCALES for process in ("QCD", "W")),
+    *((process, shower, "validation", 30) for shower in SCALES for process in ("QCD", "W")),
+    *((process, "monash", "test", 40) for process in ("QCD", "W", "WT", "Z", "top")),
+    *((process, "fsr-one", "test", 40) for process in ("QCD", "W")),
+    *((process, "vincia", "test", 28) for process in ("QCD", "W")),
+]  # fmt: skip
+SMALL = {
+    "tagger": "particles", "shots": 2, "queries": 4, "bag": 5, "meta_batch": 3, "inner_steps": 2, "seeds": 2,
+    "test_rates": (0.3,), "test_steps": (1, 3), "test_draws": 2, "test_queries": 20, "tuning_queries": 10,
+}  # fmt: skip
+METHODS = {
+    "pooled": estimators.maml, "maml": estimators.maml, "fomaml": estimators.fomaml,
+    "reptile": estimators.reptile, "imaml": estimators.ImplicitGradient(),
+}  # fmt: skip
+
+
+def arrays():
+    """What a simulation might have made: jets of 255 GeV, whatever their window; two prongs at 80 GeV, one at 40."""
+    five = len(jets.WINDOWS) - 1
+    count = np.array([each for *_, each in SAMPLES])
+    particles = crowd(five * count.sum())
+    particles[..., 0] *= 255 / particles[..., 0].sum(1, keepdim=True)
+    qcd = torch.tensor([sample[0] == "QCD" for sample in SAMPLES]).repeat_interleave(torch.tensor(five * count))
+    particles[qcd, :, 1:] *= 0.5
+    window = np.concatenate([np.repeat(jets.WINDOWS[:-1], each) for each in count])
+    made = dict.fromkeys(("rapidity", "mass", "tau21", "tau32"), np.zeros(len(window)))
+    for i, (name, known) in enumerate((("process", jets.PROCESSES), ("shower", jets.SHOWERS), ("split", jets.SPLITS))):
+        made[name] = np.repeat([known.index(sample[i]) for sample in SAMPLES], five * count)
+    return made | {"particles": particles.double().numpy(), "pt": window + 25.0}
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """The jets, loaded from where the shipped file would be."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "data").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METABOOK_ROOT", str(folder))
+        jets.home().write_bytes(jets.pack(arrays(), {"samples": []}))
+        yield jets.load()
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Less supervision than there is for real."""
+    proportions = tuple(Supervision("proportions", size) for size in (8, 10))
+    monkeypatch.setattr(taggers, "LABELS", (Supervision("labels", 2), Supervision("labels", 5)))
+    monkeypatch.setattr(jets_protocol, "PROPORTIONS", proportions)
+    monkeypatch.setattr(taggers, "MIXTURES", (Supervision("mixture", 10),))
+    monkeypatch.setattr(taggers, "WRONG", (proportions[0]._replace(offset=0.05),))
+    monkeypatch.setattr(taggers, "DRIFTED", (proportions[0]._replace(shares=(0.3, 0.5)),))
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Nothing is traced: once, that takes longer than it saves."""
+    monkeypatch.setattr(estimators, "traced", lambda function: function)
+
+
+def training(samples, method="maml", **changes):
+    return TaggingTraining(Tagging("tiny", method, **SMALL | changes), samples, CPU)
+
+
+def seed(theta, s):
+    return {name: value[s] for name, value in theta.items()}
+
+
+def task(tasks, *at):
+    return Tasks(*(Examples(part.x[at], part.y[at]) for part in tasks))
+
+
+def gradient_of(loss, theta):
+    leaves = {name: value.clone().requires_grad_() for name, value in theta.items()}
+    return dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())), strict=True))
+
+
+def assert_same(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], **tolerance)
+
+
+def equal(found, expected):
+    return all(torch.equal(found[name], expected[name]) for name in found)
+
+
+# ---------------------------------------- supervision
+
+
+def test_names_of_supervision_are_names_of_metrics():
+    assert [one.name for one in EVERY] == [
+        "labels5", "labels20", "labels100", "proportions64", "proportions256", "mixture64", "mixture256",
+        "proportions64_under10", "proportions64_under5", "proportions64_over5", "proportions64_over10",
+        "proportions64_drift10_40", "proportions64_drift30_50", "proportions64_drift40_60",
+    ]  # fmt: skip
+    assert Supervision("proportions", 8, (0.1, 0.4), -0.05).name == "proportions8_under5_drift10_40"
+    assert all(re.fullmatch("[a-z][a-z0-9_]*", one.name) for one in EVERY)
+
+
+def test_supervision_makes_tasks_of_its_size(samples):
+    family = JetTasks(samples, jets_protocol.test_domains()["400"], "test", 1, 6, View("particles"))
+    labels = Supervision("labels", 3).tasks(family, [0, 0], generator(0))
+    assert labels.support.y.tolist() == [[0] * 3 + [1] * 3] * 2 and labels.query.y.tolist() == [[0] * 6 + [1] * 6] * 2
+    for kind in ("proportions", "mixture"):
+        bags = Supervision(kind, 10).tasks(family, [0, 0], generator(0))
+        torch.testing.assert_close(bags.support.y, torch.tensor([[0.2] * 10 + [0.8] * 10] * 2))
+        assert bags.support.x.shape == (2, 20, 40, 3) and bags.query.y.tolist() == labels.query.y.tolist()
+
+
+def test_wrong_shares_are_said_of_the_same_jets(samples):
+    family = JetTasks(samples, jets_protocol.test_domains()["400"], "test", 1, 6, View("particles"))
+    right = Supervision("proportions", 10).tasks(family, [0], generator(0))
+    for offset, stated in ((0.1, (0.3, 0.9)), (-0.05, (0.15, 0.75)), (0.4, (0.6, 1.0)), (-0.4, (0.0, 0.4))):
+        wrong = Supervision("proportions", 10, offset=offset).tasks(family, [0], generator(0))
+        assert torch.equal(wrong.support.x, right.support.x) and torch.equal(wrong.query.x, right.query.x)
+        torch.testing.assert_close(wrong.support.y[0, ::10], torch.tensor(stated))
+    drifted = Supervision("proportions", 10, (0.3, 0.5)).tasks(family, [0], generator(0))
+    torch.testing.assert_close(drifted.support.y[0, ::10], torch.tensor([0.3, 0.5]))
+
+
+# ---------------------------------------- domains
+
+
+def test_the_test_is_elsewhere():
+    train, tuning, test = jets_protocol.training_domains(), jets_protocol.tuning_domains(), jets_protocol.test_domains()
+    assert len(set(train)) == len(train) == 27 and len(set(tuning)) == len(tuning) == 9
+    known = train + tuning
+    for where in ("400", "600"):
+        (domain,) = test[where]
+        assert jets.WINDOWS[domain.window] == int(where)
+        for part in ("window", "shower", "detector"):
+            assert getattr(domain, part) not in {getattr(one, part) for one in known}, part
+    every = [domain for some in test.values() for domain in some]
+    assert {domain.detector for domain in every}.isdisjoint(domain.detector for domain in known)
+    assert {one.detector for one in tuning}.isdisjoint(one.detector for one in train)
+    assert {one.signal for one in known} == {"W"}
+
+
+def test_groups_of_the_test():
+    test = jets_protocol.test_domains()
+    assert list(test) == [*WINDOWS, "wt", "z", "top", "train", "vincia"]
+    assert {name: (some[0].signal, some[0].shower, len(some)) for name, some in test.items()} == {
+        name: ("W", "monash", 1) for name in WINDOWS
+    } | {
+        "wt": ("WT", "monash", 5), "z": ("Z", "monash", 5), "top": ("top", "monash", 3),
+        "train": ("W", "fsr-one", 5), "vincia": ("W", "vincia", 5),
+    }  # fmt: skip
+    assert [domain.window for domain in test["top"]] == [2, 3, 4]
+
+
+def test_every_split_has_jets_of_its_own(samples):
+    found = training(samples)
+    assert [family.split for family in (found.family, found.tuning, found.test)] == ["train", "validation", "test"]
+    for name, some in jets_protocol.test_domains().items():
+        assert tuple(found.test.domains[at] for at in found.groups[name]) == some
+    matrix = MatrixTraining(Matrix("tiny", batch=5, shots=2, test_queries=20, tuning_queries=10), samples, CPU)
+    assert {family.split for family in matrix.families} == {"train"}
+    assert (matrix.tuning.split, matrix.test.split) == ("validation", "test")
+
+
+# ---------------------------------------- networks and methods
+
+
+def test_taggers_judge_jets_one_by_one():
+    for kind, x in (("images", torch.rand(4, 1, 25, 25)), ("particles", torch.rand(4, 40, 3))):
+        model = jets_protocol.tagger(kind)
+        params = model.init(generator(0))
+        assert model(params, x).shape == (4, 2) and all(model.is_adapted(name) for name in params)
+        torch.testing.assert_close(model(params, x), torch.cat([model(params, one[None]) for one in x]))
+    assert Tagging("x", "maml").view == View("image") and Tagging("x", "maml", zoom=True).view == View(zoom=80.4)
+    assert Tagging("x", "maml", tagger="particles").view == View("particles")
+
+
+def test_what_does_not_exist_is_refused():
+    assert "no tagger of 'graphs'" in refused(lambda: jets_protocol.tagger("graphs"))
+    assert "no method 'anil'" in refused(lambda: Tagging("x", "anil").learner())
+    assert "no inner loss 'guess': choose one of labels, proportions, mixture" in refused(
+        lambda: Tagging("x", "maml", inner="guess").learner()
+    )
+    assert "no inner loss 'guess'" in refused(lambda: Tagging("x", "maml").tested("guess", 0.1))
+    assert "no tagger of 'graphs'" in refused(lambda: Tagging("x", "maml", tagger="graphs").learner())
+
+
+def test_every_method_has_its_learner():
+    for method, kind in (("maml", GradientDescent), ("reptile", MinibatchDescent), ("imaml", Proximal)):
+        learner = Tagging("x", method, inner_rate=0.2, inner_steps=4, strength=3.0).learner()
+        assert type(learner) is kind and (learner.rate, learner.steps) == (0.2, 4)
+        assert (learner.loss, learner.outer_loss) == (losses.cross_entropy, losses.cross_entropy)
+    assert learner.strength == 3.0 and Tagging("x", "pooled").learner().steps == 0
+    learner = Tagging("x", "maml", inner="mixture").learner()
+    assert (learner.loss, learner.outer_loss) == (losses.mixture, losses.cross_entropy)
+
+
+def test_at_test_the_whole_support_set_is_descended():
+    for method, kind in (("maml", GradientDescent), ("reptile", GradientDescent), ("imaml", Proximal)):
+        learner = Tagging("x", method, strength=3.0).tested("proportions", 0.7)
+        assert type(learner) is kind and (learner.loss, learner.rate) == (losses.label_proportions, 0.7)
+    assert learner.strength == 3.0
+
+
+# ---------------------------------------- training
+
+
+def test_every_method_begins_at_the_same_parameters(samples):
+    expected = stacked([DeepSets().init(generator(3 + s)) for s in range(2)])
+    for method in ("scratch", *METHODS):
+        assert equal(training(samples, method, seed=3).init(generator(99)), expected)
+    assert all(not torch.equal(value[0], value[1]) for value in expected.values())
+
+
+WITH_BAGS = [(method, inner) for method in ("maml", "fomaml", "imaml") for inner in ("proportions", "mixture")]
+
+
+@pytest.mark.parametrize("method, inner", [(method, "labels") for method in METHODS] + WITH_BAGS)
+def test_the_gradient_is_each_seeds_own(samples, eager, method, inner):
+    """As the estimator gives it for one seed after another; of the same θ it differs, for the tasks do."""
+    found = training(samples, method, inner=inner)
+    theta = stacked([DeepSets().init(generator(0))] * 2)
+    gradient, value = found.gradient(theta, generator(1), 0)
+    assert value.shape == () and value.isfinite()
+    tasks, apart = found.draw(generator(1)), []
+    for s in range(2):
+        part = Tasks(*(Examples(examples.x[s], examples.y[s]) for examples in tasks))
+        apart.append(METHODS[method](found.learner, seed(theta, s), part))
+        assert_same(seed(gradient, s), apart[-1][0], rtol=1e-3, atol=1e-6)
+    assert value.item() == pytest.approx(sum(values.mean().item() for _, values in apart) / 2, rel=1e-5)
+    for name, g in gradient.items():
+        assert g.shape == theta[name].shape and g.isfinite().all() and g.any()
+    weight = gradient["each.linear1.weight"]
+    assert (weight[0] - weight[1]).norm() > 1e-3 * weight[0].norm()
+
+
+def test_a_recorded_gradient_is_the_same(samples, monkeypatch):
+    found = training(samples)
+    theta = found.init(generator(0))
+    gradient, value = found.gradient(theta, generator(1), 0)
+    monkeypatch.setattr(estimators, "traced", lambda function: function)
+    expected, loss = training(samples).gradient(theta, generator(1), 0)
+    assert_same(gradient, expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(value, loss)
+
+
+def test_pooled_training_is_the_cross_entropy_of_all_jets(samples, eager):
+    found = training(samples, "pooled")
+    theta = found.init(generator(0))
+    gradient, value = found.gradient(theta, generator(1), 0)
+    drawn, each = found.family.sample(6, generator(1)), []
+    for s in range(2):
+        parts = [(part.x[3 * s + t], part.y[3 * s + t]) for t in range(3) for part in drawn]
+        x, y = (torch.cat(values) for values in zip(*parts, strict=True))
+        assert len(x) == 3 * 2 * (2 + 4)  # all that other methods see in an iteration
+
+        def loss(params, x=x, y=y):
+            return torch.nn.functional.cross_entropy(found.learner.model(params, x), y)
+
+        assert_same(seed(gradient, s), gradient_of(loss, seed(theta, s)), rtol=1e-4, atol=1e-7)
+        each.append(loss(seed(theta, s)).item())
+    assert value.item() == pytest.approx(sum(each) / 2, rel=1e-5)
+
+
+def test_nothing_is_learned_from_scratch(samples):
+    found = training(samples, "scratch")
+    theta = found.init(generator(0))
+    gradient, value = found.gradient(theta, generator(1), 0)
+    assert value == 0 and gradient.keys() == theta.keys()
+    assert all(torch.equal(g, torch.zeros_like(theta[name])) for name, g in gradient.items())
+
+
+def test_reptile_sees_all_jets_of_a_task_in_minibatches(samples):
+    found = training(samples, "reptile", reptile_batch=4, inner_steps=3)
+    tasks = found.draw(generator(1))
+    assert tasks.support.x.shape == (2, 3, 3, 4, 40, 3) and tasks.query.x.shape == (2, 3, 12, 40, 3)
+    drawn = found.family.sample(6, generator(1))
+    for s, t in ((s, t) for s in range(2) for t in range(3)):
+        one, other = task(tasks, s, t), task(drawn, 3 * s + t)
+        assert torch.equal(one.query.x, torch.cat([other.support.x, other.query.x]))
+        assert torch.equal(one.query.y, torch.cat([other.support.y, other.query.y]))
+        dealt = torch.cat([one.support.x.flatten(2), one.support.y.unsqueeze(-1).float()], -1).flatten(0, 1)
+        whole = torch.cat([one.query.x.flatten(1), one.query.y.unsqueeze(-1).float()], -1)
+        assert {tuple(jet.tolist()) for jet in dealt} == {tuple(jet.tolist()) for jet in whole}  # each once, its label
+    assert not torch.equal(tasks.support.y[0, 0], tasks.support.y[0, 1])
+
+
+def test_bags_of_training_have_their_shares(samples):
+    tasks = training(samples, inner="proportions").draw(generator(0))
+    assert tasks.support.y.shape == (2, 3, 10) and tasks.query.y.shape == (2, 3, 8)
+    torch.testing.assert_close(tasks.support.y[1, 2], torch.tensor([0.2] * 5 + [0.8] * 5))
+
+
+# ---------------------------------------- measuring
+
+
+def judged(samples, kind="labels"):
+    """Two taggers and three tasks in float64, so that no rounding puts one jet before another."""
+    tasks = Supervision(kind, 5).tasks(training(samples).test, [0, 2, 4], generator(0))
+    tasks = Tasks(*(Examples(x.double(), y.double() if y.is_floating_point() else y) for x, y in tasks))
+    return stacked([DeepSets(hidden=6).init(generator(s), torch.float64) for s in range(2)]), tasks
+
+
+@pytest.mark.parametrize("kind, pull", [("labels", 0.0), ("proportions", 0.0), ("labels", 0.2)])
+def test_the_judge_is_a_plain_loop(samples, eager, kind, pull):
+    theta, tasks = judged(samples, kind)
+    learner = GradientDescent(DeepSets(hidden=6), jets_protocol.LOSSES[kind], 2.0)
+    if pull:
+        learner = Proximal(learner.model, learner.loss, 2.0, strength=pull)
+    values = Judge(chunk=2)(learner, theta, tasks, (0, 1, 4))
+    assert values.shape == (2, 3, 3, 3)
+    for s, t in ((s, t) for s in range(2) for t in range(3)):
+        phi, (support, query) = seed(theta, s), task(tasks, t)
+        for step in range(5):
+            if step in (0, 1, 4):
+                score = learner.model(phi, query.x).diff(dim=1)[:, 0]
+                background, signal = (score[query.y == label] for label in (0, 1))
+                expected = [statistics.auc(background, signal)]
+                expected += [statistics.background_efficiency(background, signal, part) for part in (0.5, 0.3)]
+                torch.testing.assert_close(values[s, t, (0, 1, 4).index(step)], torch.stack(expected))
+            gradient = gradient_of(lambda p: learner.loss(learner.model(p, support.x), support.y), phi)  # noqa: B023
+            start = seed(theta, s)
+            phi = {name: phi[name] - 2.0 * (g + pull * (phi[name] - start[name])) for name, g in gradient.items()}
+    assert len(values[..., 0].unique()) > 12  # so nothing can be mixed up
+
+
+def test_neither_chunks_nor_earlier_steps_nor_recordings_matter(samples, monkeypatch):
+    """A recorded judge serves every rate."""
+    theta, tasks = judged(samples)
+    learner, judge = GradientDescent(DeepSets(hidden=6), losses.cross_entropy, 2.0), Judge()
+    recorded = [judge(learner.replace(rate=rate), theta, tasks, (0, 2, 5)) for rate in (2.0, 0.5)]
+    monkeypatch.setattr(estimators, "traced", lambda function: function)
+    for chunk in (1, 3, 5):
+        judge = Judge(chunk)
+        for rate, expected in zip((2.0, 0.5), recorded, strict=True):
+            torch.testing.assert_close(judge(learner.replace(rate=rate), theta, tasks, (0, 2, 5)), expected)
+    for i, steps in enumerate((0, 2, 5)):
+        torch.testing.assert_close(judge(learner, theta, tasks, [steps])[:, :, 0], recorded[0][:, :, i])
+    assert torch.equal(recorded[0][:, :, 0], recorded[1][:, :, 0]) and not torch.equal(*recorded)
+
+
+def test_a_diverged_tagger_cannot_tell_anything(samples, eager):
+    theta, tasks = judged(samples)
+    learner = GradientDescent(DeepSets(hidden=6), losses.cross_entropy, 1e30)
+    assert (Judge()(learner, theta, tasks, (1, 9))[:, :, 1] == torch.tensor([0.5, 1, 1])).all()
+    theta["all.linear2.bias"][1] = math.nan
+    values = Judge()(learner, theta, tasks, (0,))
+    assert (values[1] == torch.tensor([0.5, 1, 1])).all() and (values[0, ..., 0] != 0.5).all()
+
+
+def test_a_trained_tagger_ranks_the_signal_above_qcd(samples, eager):
+    """With the right sign, and before adaptation: the fakes differ enough."""
+    found = training(samples, "pooled", seeds=1)
+    theta = found.init(generator(0))
+    draws = generator(1)
+    for _ in range(60):
+        gradient, _ = found.gradient(theta, draws, 0)
+        theta = {name: value - 3 * gradient[name] for name, value in theta.items()}
+    tasks, _ = found.test_tasks(Supervision("labels", 3), 1, 0)
+    area, half, third = found.judge(found.learner, theta, tasks, (0,)).mean((0, 1, 2))
+    assert area > 0.9 and third <= half < 0.1
+
+
+# ---------------------------------------- evaluation
+
+
+def test_test_tasks_are_the_same_every_time_and_come_from_every_domain(samples):
+    found = training(samples)
+    tasks, domain = found.test_tasks(Supervision("labels", 5), 3, 1)
+    again, _ = found.test_tasks(Supervision("labels", 5), 3, 1)
+    assert torch.equal(tasks.query.x, again.query.x) and len(tasks.query.y) == len(domain) == 5 * 3 + 23
+    assert domain.tolist() == [at for at in range(5) for _ in range(3)] + list(range(5, 28))
+    _, windows = found.test_tasks(Supervision("labels", 5), 1, 0)
+    assert windows.tolist() == [0, 1, 2, 3, 4]
+    _, most = found.test_tasks(Supervision("proportions", 10), 1, 1)
+    assert most.tolist() == list(range(23))  # of 28 jets with the other shower 20 are queries: too few are left
+
+
+def test_rate_and_steps_are_the_best_of_the_grid(samples):
+    """The best on the mean over seeds and validation tasks, by the area."""
+    found = training(samples, test_rates=(0.1, 0.2, 0.4), test_steps=(1, 3))
+    areas = {0.1: [[0.6, 0.7], [0.6, 0.7]], 0.2: [[0.99, 0.8], [0.3, 0.8]], 0.4: [[0.1, 0.9], [0.99, 0.6]]}
+    asked = []
+
+    def judge(learner, theta, tasks, steps):
+        asked.append((learner.loss, learner.rate, tuple(steps), tasks.query.y.shape))
+        table = torch.tensor(areas[learner.rate])[:, None, :, None].expand(2, 9, 2, 3).clone()
+        table[..., 1:] = torch.tensor([1.0, 0.0])[:, None]  # the efficiencies are best elsewhere
+        return table
+
+    found.judge = judge
+    theta = found.init(generator(0))
+    assert found.tuned(theta, Supervision("mixture", 8)) == (0.2, 3)
+    assert asked == [(losses.mixture, rate, (1, 3), (9, 20)) for rate in (0.1, 0.2, 0.4)]
+    areas[0.1][1] = [1.0, 0.95]
+    assert found.tuned(theta, Supervision("labels", 3)) == (0.1, 3)
+
+
+def wanted(how, where):
+    names = {f"{what}_{one}_{how}" for what in ("auc", "rejection", "rejection30") for one in where}
+    return names | {f"auc_mean_{how}"}
+
+
+def test_evaluation_gives_what_it_says(samples, few, eager):
+    found = training(samples, given=("labels", "proportions", "mixture"), stress=True)
+    theta = found.init(generator(0))
+    metrics = found.evaluate(theta)
+    groups = [*WINDOWS, "wt", "z", "top", "train", "vincia"]
+    expected = {"spot_auc_mean_none", "spot_auc_mean_trained"} | wanted("none", groups) | wanted("trained", WINDOWS)
+    for how in ("labels2", "labels5", "proportions8", "proportions10", "mixture10"):
+        enough = groups if how in ("labels2", "labels5", "proportions8") else groups[:-1]
+        expected |= wanted(how, enough) | {f"rate_{how}", f"steps_{how}"}
+    for how in ("proportions8_over5", "proportions8_drift30_50"):
+        expected |= wanted(how, WINDOWS)
+    assert metrics.keys() == expected | {"generous_auc_labels2", "generous_auc_labels5"}
+    assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in metrics)
+    assert list(metrics)[0] == "auc_mean_trained"
+
+    for name, (value, _, n) in metrics.items():
+        kind = name.removeprefix("spot_").removeprefix("generous_").split("_")[0]
+        assert n == (1 if kind in ("rate", "steps") else 2), name
+        low, high = {"auc": (0, 1), "rate": (0.3, 0.3), "steps": (1, 3)}.get(kind, (1, 20))
+        assert low - 1e-5 <= value <= high + 1e-5, name
+    for how in ("none", "trained", "labels5", "proportions8_over5"):
+        mean = sum(metrics[f"auc_{where}_{how}"].value for where in WINDOWS) / 5
+        assert metrics[f"auc_mean_{how}"].value == pytest.approx(mean, rel=1e-5)
+    for how in ("labels2", "labels5"):  # the same tasks, two of each window
+        assert metrics[f"generous_auc_{how}"].value >= metrics[f"auc_mean_{how}"].value
+    means = {metrics[f"auc_mean_{how}"].value for how in ("none", "trained", "labels2", "labels5", "mixture10")}
+    assert len(means) == 5
+    assert all(metrics[name] == value for name, value in found.spot_check(theta).items())
+
+
+def test_generosity_is_the_best_of_the_grid_for_each_seed(samples, few):
+    found = training(samples, test_rates=(0.1, 0.2))
+    table = {0.1: [[0.5, 0.9], [0.6, 0.5]], 0.2: [[0.7, 0.6], [0.1, 0.7]]}
+
+    def judge(learner, theta, tasks, steps):
+        values = torch.tensor(table[learner.rate])[:, None, : len(steps), None]
+        return values.expand(2, len(tasks.query.y), len(steps), 3)
+
+    found.judge = judge
+    metrics = found.evaluate(found.init(generator(0)))
+    assert metrics["generous_auc_labels2"] == pytest.approx(statistics.over_seeds(torch.tensor([0.9, 0.7])))
+    assert (metrics["rate_labels2"].value, metrics["steps_labels2"].value) == (0.1, 3)
+
+
+@pytest.mark.parametrize("inner", ["proportions", "mixture"])
+def test_a_tagger_is_tested_on_what_it_is_given(samples, few, eager, inner):
+    found = training(samples, inner=inner, given=(inner,), test_draws=1, test_steps=(1,))
+    metrics = found.evaluate(found.init(generator(0)))
+    how = {name.rsplit("_", 1)[1] for name in metrics}
+    given = jets_protocol.PROPORTIONS if inner == "proportions" else jets_protocol.MIXTURES
+    assert how == {"none", "trained"} | {one.name for one in given}
+    assert found.trained == Supervision(inner, 5) and training(samples).trained == Supervision("labels", 2)
+
+
+# ---------------------------------------- one window at a time
+
+
+@pytest.fixture
+def matrix(samples, eager, monkeypatch):
+    """A network that takes images and is quick."""
+    monkeypatch.setattr(taggers, "tagger", lambda kind: MLP((625, 3, 2), scale=None))
+    settings = {"batch": 5, "shots": 2, "seeds": 2, "test_draws": 2, "test_queries": 20, "tuning_queries": 10}
+    return MatrixTraining(Matrix("tiny", test_rates=(0.1, 0.2), test_steps=(1, 3), **settings), samples, CPU)
+
+
+def test_taggers_of_all_windows_begin_alike(matrix):
+    theta = matrix.init(generator(5))
+    one = stacked([matrix.learner.init(generator(s)) for s in range(2)])
+    assert equal(theta, {name: torch.cat([value] * 5) for name, value in one.items()})
+
+
+def test_every_tagger_learns_from_jets_of_its_window(matrix):
+    theta = matrix.init(generator(0))
+    gradient, value = matrix.gradient(theta, generator(1), 0)
+    draws, each = generator(1), []
+    for window in range(5):
+        assert {domain.window for domain in matrix.families[window].domains} == {window}
+        drawn = matrix.families[window].sample(2, draws)
+        for s in range(2):
+            one = task(drawn, s)
+            x, y = torch.cat([one.support.x, one.query.x]), torch.cat([one.support.y, one.query.y])
+            assert len(y) == 10 == 2 * y.sum()
+
+            def loss(params, x=x, y=y):
+                return torch.nn.functional.cross_entropy(matrix.learner.model(params, x), y)
+
+            mine = seed(theta, 2 * window + s)
+            assert_same(seed(gradient, 2 * window + s), gradient_of(loss, mine), rtol=1e-4, atol=1e-7)
+            each.append(loss(mine).item())
+    assert value.item() == pytest.approx(sum(each) / 10, rel=1e-5)
+
+
+def rigged(matrix, area):
+    """Let the judge find ``area(rate, steps, trained in, judged in, seed)``."""
+
+    def judge(learner, theta, tasks, steps):
+        assert len(tasks.query.y) == 10  # two of each window
+        rows = ((trained, s) for trained in range(5) for s in range(2))
+        values = [[[area(learner.rate, n, a, t // 2, s) for n in steps] for t in range(10)] for a, s in rows]
+        return torch.tensor(values).unsqueeze(-1).repeat(1, 1, 1, 3)
+
+    matrix.judge = judge
+    return matrix
+
+
+def test_areas_are_in_the_places_they_should_be(matrix):
+    rigged(matrix, lambda rate, n, a, b, s: 1000.0 * a + 100 * b + 10 * s + n)
+    found = matrix.areas(matrix.test, matrix.init(generator(0)), 0.1, (0, 3), 2, seed=0)
+    assert found.shape == (5, 5, 2, 2)
+    for a, b, s, n in ((4, 1, 0, 0), (0, 3, 1, 1), (2, 2, 1, 0)):
+        assert found[a, b, s, n] == 1000 * a + 100 * b + 10 * s + (0, 3)[n]
+
+
+def test_rates_of_the_matrix_are_best_elsewhere(matrix):
+    """Rate 0.2 and one step are worst at home and best elsewhere."""
+
+    def area(rate, steps, trained, tested, s):
+        best = (rate == 0.2 and steps == 1) != (trained == tested)
+        return 0.5 + 0.01 * trained + 0.001 * s + 0.1 * (steps > 0) + 0.2 * best
+
+    metrics = rigged(matrix, area).evaluate(matrix.init(generator(0)))
+    assert (metrics["rate_labels"].value, metrics["steps_labels"].value) == (0.2, 1)
+    assert metrics["auc_elsewhere_labels"].value == pytest.approx(0.8205) and metrics["auc_home_labels"].n == 2
+    assert metrics["auc_home_labels"].value == pytest.approx(0.6205)
+    assert metrics["auc_250_600_labels"].value == pytest.approx(0.8005)
+    assert metrics["auc_600_250_labels"].value == pytest.approx(0.8405)
+    assert metrics["auc_600_250_none"].value == pytest.approx(0.5405)
+
+
+def test_evaluation_of_the_matrix(matrix):
+    metrics = matrix.evaluate(matrix.init(generator(0)))
+    cells = {f"auc_{a}_{b}_{how}" for a in WINDOWS for b in WINDOWS for how in ("none", "labels")}
+    means = {f"auc_{where}_{how}" for where in ("home", "elsewhere") for how in ("none", "labels")}
+    assert metrics.keys() == cells | means | {"rate_labels", "steps_labels"}
+    assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in metrics)
+    assert all(0 <= metrics[name].value <= 1 and metrics[name].n == 2 for name in cells | means)
+    assert metrics["auc_250_400_none"] == metrics["auc_600_400_none"] != metrics["auc_250_400_labels"]
+    assert {metrics["rate_labels"].value, metrics["steps_labels"].value} <= {0.1, 0.2, 1, 3}
+
+
+# ---------------------------------------- cuts
+
+
+def seen(mass, tau21):
+    mass, tau21 = (torch.as_tensor(values, dtype=torch.float32) for values in (mass, tau21))
+    return Observables(torch.full_like(mass, 300), mass, tau21)
+
+
+def test_the_cut_prefers_the_window_then_small_ratios():
+    cuts = CutsMeasured(Cuts("x"), None, CPU)
+    best_first = seen([80, 65, 105, 90, 64, 107, 60, 160, 0], [0.0, 0.1, 0.5, 0.9, 0.9, 0.0, 0.5, 0.2, 0.0])
+    values = cuts.cut(best_first)
+    assert (values.diff() < 0).all() and (values[:4] > 0).all() and (values[4:] < 0).all()
+    inside, outside = (cuts.cut(seen(mass, [0.3] * 3)) for mass in ([66, 80, 104], [40, 60, 64]))
+    assert len(inside.unique()) == 1 and torch.equal(outside, cuts.cut(seen([40, 60, 64], [0.1, 0.5, 0.9])))
+
+
+def test_cells_of_mass_and_ratio():
+    cuts = CutsMeasured(Cuts("x", bins=4), None, CPU)
+    assert cuts.bin(seen([0, 39, 41, 159, 500, 80], [0.0, 0.3, 0.6, 0.99, 1.0, 0.1])).tolist() == [0, 1, 6, 15, 15, 8]
+
+
+def test_the_likelihood_ratio_of_known_counts(monkeypatch):
+    """27 domains with four jets of each process; one is added to every cell."""
+    cuts = CutsMeasured(Cuts("x", bins=2), None, CPU)
+
+    def few(domain, process, split):
+        assert split == "train" and domain in jets_protocol.training_domains()
+        return seen([100, 100, 100, 10], [0.1] * 4) if process == "W" else seen([100, 10, 10, 10], [0.1, 0.1, 0.1, 0.9])
+
+    monkeypatch.setattr(cuts, "seen", few)
+    expected = [28 / 55, 1 / 28, 82 / 28, 1]  # light or heavy, small or large ratio
+    torch.testing.assert_close(cuts.likelihood(), torch.tensor(expected, dtype=torch.float64).log())
+
+
+def test_cuts_on_the_fakes(samples):
+    cuts = CutsMeasured(Cuts("x", parts=4), samples, CPU)
+    assert cuts.init(generator(0)) == {} and cuts.gradient({}, generator(0), 0)[0] == {}
+    metrics = cuts.evaluate({})
+    groups = [*WINDOWS, "wt", "z", "top", "train", "vincia"]
+    assert metrics.keys() == wanted("window", groups) | wanted("likelihood", groups)
+    assert all(value.n == 4 for value in metrics.values())
+    for cut in ("window", "likelihood"):
+        assert all(metrics[f"auc_{where}_{cut}"].value > 0.9 for where in groups), cut
+        mean = sum(metrics[f"auc_{where}_{cut}"].value for where in WINDOWS) / 5
+        assert metrics[f"auc_mean_{cut}"].value == pytest.approx(mean)
+        assert metrics[f"rejection_vincia_{cut}"].value == pytest.approx(7)  # none of a part's seven passes
+    assert list(metrics)[0] == "auc_mean_window" and metrics == cuts.evaluate({})
+
+
+def test_parts_are_dealt(samples):
+    cuts = CutsMeasured(Cuts("x", parts=2), samples, CPU)
+    background, signal = torch.tensor([0.0, 10, 1, 11]), torch.tensor([5.0, 5, 6, 6])
+    assert cuts._quality(background, signal).tolist() == [[1, 0.5, 0.5], [0, 1, 1]]
+
+
+# ---------------------------------------- all together
+
+
+def test_experiments_read_the_file_of_jets(samples):
+    for experiment, kind in (
+        (Tagging("x", "maml", **SMALL), TaggingTraining),
+        (Matrix("x", batch=5, shots=2, test_queries=20, tuning_queries=10), MatrixTraining),
+        (Cuts("x"), CutsMeasured),
+    ):
+        assert experiment.data() == {"data": "jets", "sha256": samples.header["sha256"]}
+        assert isinstance(experiment.setup(CPU, False), kind)
+
+
+def test_all_experiments_differ():
+    known = taggers.experiments()
+    assert len({one.name for one in known}) == len(known) and all(one.name.startswith("jets-") for one in known)
+    settings = [{name: value for name, value in one.config().items() if name != "name"} for one in known]
+    assert all(one not in settings[:i] for i, one in enumerate(settings))
+    for one in known:
+        if isinstance(one, Tagging):
+            assert one.learner().model == jets_protocol.tagger(one.tagger)
+
+
+def test_an_experiment_that_only_measures_can_be_asked_again(samples, monkeypatch, tmp_path):
+    monkeypatch.setattr(jets, "load", lambda: samples)
+    again = [train(Cuts("measured", parts=2), device=CPU, data=tmp_path, progress=False) for _ in range(2)]
+    assert again[0]["metrics"] == again[1]["metrics"]
+
+
+@pytest.mark.parametrize("method", ["pooled", "reptile"])
+def test_joint_training_has_no_weak_loss(method):
+    assert "labels" in refused(lambda: Tagging("x", method, inner="mixture").learner())

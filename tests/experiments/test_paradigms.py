@@ -1,0 +1,156 @@
+"""The ways to learn a learner and the parts combined: every method trains and is judged; splits, shifts, choices."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from refusals import refused
+
+from helpers import experiments
+from helpers.estimators.explicit import maml
+from helpers.experiments import ablation, paradigms
+from helpers.experiments.ablation import PARTS, Combined
+from helpers.lab import checkpoints, training
+from helpers.runtime import generator
+
+CPU = torch.device("cpu")
+SMALL = {
+    "seeds": 2, "test_tasks": 4, "validation_tasks": 3, "spot_tasks": 2, "queries": 3, "meta_batch": 2,
+    "rates": (0.01, 0.1), "steps": (1, 2), "inner_steps": 1, "filters": 4,
+}  # fmt: skip
+
+
+def small(name: str, **changes):
+    """An experiment that takes a second, and its run without recordings."""
+    e = experiments.find(name)
+    keep = {"inner_steps": e.inner_steps} if e.inner_steps == 0 else {}
+    e = replace(e, **SMALL | keep | changes)
+    run = e.setup(CPU, compiled=False)
+    run.estimator = maml
+    return e, run
+
+
+NAMES = [e.name for e in paradigms.experiments()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_trains_and_is_judged(name, tmp_path, monkeypatch):
+    e, run = small(name, iterations=2)
+    draws = generator(0)
+    theta = run.init(draws)
+    gradient, loss = run.gradient(theta, draws, 0)
+    assert gradient.keys() == theta.keys() and loss.isfinite()
+    if theta:
+        assert {key.split("/")[0] for key in theta} == {"0", "1"}
+        assert any(g.abs().max() > 0 for key, g in gradient.items() if key.startswith("1/"))
+    metrics, kind = run.evaluate(theta), "accuracy" if e.ways else "mse"
+    assert next(iter(metrics)) == f"{kind}_{e.shots}"
+    assert {f"{kind}_{k}" for k in e.test_shots} < metrics.keys()
+    assert {f"{kind}_{shift}" for shift in paradigms.shifted(e)} < metrics.keys()
+    assert all(math.isfinite(m.value) for m in metrics.values())
+    descends = e.method in paradigms.DESCENDING
+    assert (f"{kind}_before" in metrics) == descends
+    assert metrics[f"gradients_{e.shots}"].value == metrics[f"steps_{e.shots}"].value * e.shots * max(1, e.ways)
+    assert (metrics[f"steps_{e.shots}"].value > 0) == descends
+    spot = run.spot_check(theta)
+    assert spot.keys() < metrics.keys()
+    for key, value in spot.items():
+        assert math.isclose(value.value, metrics[key].value, rel_tol=1e-5, abs_tol=1e-6)
+
+
+def test_a_way_is_recorded_and_read_again(tmp_path):
+    e, _ = small("ways-sinusoid-recurrence", iterations=3)
+    e = replace(e, name="small")
+    record = training.train(e, data=tmp_path, progress=False, say=lambda _: None)
+    assert record["status"] == "complete" and record["paper"] == "ways"
+    theta = checkpoints.load_theta("small", tmp_path / "checkpoints")
+    run = e.setup(CPU, compiled=False)
+    spot = run.spot_check(theta)
+    assert spot["spot_mse_10"].value == pytest.approx(record["metrics"]["spot_mse_10"]["value"], rel=1e-6)
+
+
+def test_all_methods_of_a_family_see_the_same_test_tasks():
+    tasks = [
+        small(f"ways-{kind}-{method}")[1].judged("test", 5, 3)
+        for kind in ("sinusoid", "glyphs")
+        for method in ("recurrence", "scratch")
+    ]
+    for one, other in (tasks[:2], tasks[2:]):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
+    for kind in ("sinusoid", "glyphs"):  # the recorded ones, too
+        same = {(e.test_tasks, e.queries, e.ways, e.shots) for e in paradigms.experiments() if e.family == kind}
+        assert len(same) == 1
+
+
+def test_scripts_of_training_validation_and_test_are_disjoint():
+    train, valid, test = paradigms.glyph_splits()
+    scripts = [set(pool.groups) for pool in (train, valid, test)]
+    assert scripts[1] == set(paradigms.VALIDATION_SCRIPTS)
+    assert not scripts[0] & scripts[1] and not scripts[0] & scripts[2] and not scripts[1] & scripts[2]
+    assert min(len(pool) for pool in (train, valid, test)) >= 50
+
+
+def test_shifted_families():
+    _, run = small("ways-sinusoid-scratch")
+    larger, later, elsewhere = (run.judged("test", 10, 50, shift) for shift in ("larger", "later", "elsewhere"))
+    assert larger.query.y.abs().max() > 5 and run.judged("test", 10, 50).query.y.abs().max() <= 5
+    assert elsewhere.support.x.min() >= 5 and later.support.x.min() < 0
+    _, run = small("ways-glyphs-scratch")
+    plain = run.judged("test", 1, 2).support.x
+    turned, negative, smaller = (run.judged("test", 1, 2, s).support.x for s in ("turned", "negative", "smaller"))
+    assert torch.equal(turned.rot90(-1, (-2, -1)), plain) and torch.allclose(negative, 1 - plain)
+    assert smaller.shape == plain.shape and smaller[..., :7, :].abs().max() == 0
+    assert torch.allclose(smaller.sum((-1, -2)), plain.sum((-1, -2)) / 4, rtol=1e-4)
+
+
+def test_sources_of_transfer():
+    _, one = small("ways-glyphs-transfer")
+    _, many = small("ways-glyphs-multisource")
+    scripts = paradigms.glyph_splits()[0].groups
+    assert one._outputs(0) == max(scripts.count(s) for s in set(scripts)) != one._outputs(1)
+    assert many._outputs(0) == many._outputs(1) == len(scripts)
+    theta = many.init(generator(0))
+    start = many.start(theta, 1)
+    assert start["head.weight"].shape[1] == 5 and not start["head.weight"].any()
+    _, curves = small("ways-sinusoid-multisource")
+    theta = curves.init(generator(0))
+    assert theta["0/linear3.weight"].shape == (40, 64) and curves.start(theta, 0)["linear3.weight"].shape == (40, 1)
+
+
+def test_the_grid_is_searched_on_validation_tasks_only(monkeypatch):
+    _, run = small("ways-sinusoid-joint")
+    asked = []
+    judged = run.judged
+    monkeypatch.setattr(run, "judged", lambda split, *rest: asked.append(split) or judged(split, *rest))
+    steps, rate = run.chosen(run.init(generator(0)), 10)
+    assert asked == ["valid"] and steps in SMALL["steps"] and rate in SMALL["rates"]
+
+
+def test_an_unknown_method_is_refused():
+    assert "alchemy" in refused(lambda: replace(experiments.find("ways-sinusoid-scratch"), method="alchemy").learner())
+
+
+# ---------------------------------------- parts combined
+
+
+def test_all_subsets_of_the_parts():
+    found = {e.learned for e in ablation.experiments()}
+    assert len(found) == 8 and () in found and PARTS in found
+
+
+@pytest.mark.parametrize("name", [e.name for e in ablation.experiments()])
+def test_what_is_learned_is_in_theta(name):
+    e, run = small(name)
+    assert isinstance(e, Combined)
+    theta = run.init(generator(0))
+    kinds = {key.removeprefix("0/").split(":")[0] for key in theta if key.startswith("0/")}
+    learned = {kind if kind in ("loss", "rule") else "start" for kind in kinds}
+    assert learned == set(e.learned)
+    gradient, loss = run.gradient(theta, generator(1), 0)
+    assert gradient.keys() == theta.keys() and loss.isfinite()
+    rates = run.chosen(theta, 10)[1]
+    assert (rates == 0.0) == ("rule" in e.learned)  # a learned rule has no rate to choose

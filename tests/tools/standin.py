@@ -1,0 +1,336 @@
+"""A stand-in for a GPU: ``with standin.card():`` and ``device="cuda"`` works on a machine without one.
+
+Values are computed on the CPU. What is faithful is where tensors lie: inside the block ``.device`` says ``cuda:0`` for
+what was put there, and an operation raises where a real card would, above all where it mixes the two devices.
+
+A device belongs to a storage, so that is what is marked: views, saved tensors, gradients and the wrappers of
+``torch.func`` all lead to one. A ``TorchDispatchMode`` sees every operation below autograd and ``torch.func``, checks
+the marks of what goes in and marks what comes out; what Python asks of a tensor without an operation (``.device``,
+``.to``, ``.numpy``) is replaced on ``torch.Tensor``. :mod:`helpers.numerics.tracing` records with values here, since
+PyTorch's fake tensors have no autograd for a card that PyTorch was not built for. ``torch.compile`` is the identity.
+
+Where PyTorch itself makes a tensor inside a composite operation or a backward pass, it makes it on what it takes for
+the device, the CPU. Such a tensor is marked as neutral: it goes with either device and takes on that of its company.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch._decomp.decompositions_for_jvp  # compiles Python source at import: before anything is replaced
+from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from helpers.numerics import tracing
+
+CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
+NEUTRAL = "neutral"
+FACTORIES = ("arange", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn", "randperm",
+             "zeros", "empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like")  # fmt: skip
+
+_ATEN = torch.ops.aten
+# Between devices, as they like; and a tensor put onto another storage is where that is.
+_COPIES = {_ATEN.copy_, _ATEN.copy, _ATEN._foreach_copy_, _ATEN.set_}
+_INDEXING = {_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_, _ATEN._unsafe_index}
+_SCALARS = {_ATEN.where, _ATEN.masked_fill, _ATEN.masked_fill_, _ATEN.fill_, _ATEN.fill}  # like pointwise operations
+
+_to, _numpy, _deepcopy = Tensor.to, Tensor.numpy, Tensor.__deepcopy__
+_device, _on_cpu = torch._C.TensorBase.device.__get__, torch._C.TensorBase.is_cpu.__get__
+_marks: dict[int, tuple[StorageWeakRef, Any]] = {}  # by the address of a storage, which a weak reference keeps its own
+_generators: set[int] = set()
+_asked = 0  # whether a device was named from Python at this moment, and not by PyTorch
+
+
+def _base(tensor: Tensor) -> Tensor:
+    """The tensor inside the wrappers of ``torch.func``."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _mark(tensor: Tensor) -> Any:
+    """``CARD``, ``NEUTRAL`` or ``CPU``."""
+    kept = _marks.get(tensor.untyped_storage()._cdata)
+    return kept[1] if kept else CPU
+
+
+def _set(tensor: Tensor, mark: Any) -> None:
+    storage = tensor.untyped_storage()
+    kept = _marks.get(storage._cdata)
+    if kept and kept[1] is mark:
+        return
+    if mark is CPU:
+        if kept:
+            del _marks[storage._cdata]
+        return
+    _marks[storage._cdata] = (StorageWeakRef(storage), mark)
+    if len(_marks) > _set.limit:
+        for key in [key for key, (kept, _) in _marks.items() if kept.expired()]:
+            del _marks[key]
+        _set.limit = 1000 + 2 * len(_marks)
+
+
+_set.limit = 1000
+
+
+def device_of(tensor: Tensor) -> torch.device:
+    """Where the tensor lies, as the stand-in has it."""
+    tensor = _base(tensor)
+    if isinstance(tensor, FakeTensor):
+        return tensor.device
+    actual = _device(tensor)
+    return CARD if actual.type == "cpu" and _mark(tensor) is CARD else actual
+
+
+def _tensors(values) -> list[Tensor]:
+    """Those among the arguments or results of an operation, which holds them in lists at most."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += [item for item in value if isinstance(item, Tensor)]
+    return found
+
+
+class _Card(TorchDispatchMode):
+    """Checks and marks every operation on tensors that have values."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled here, and the guard against it would cost as much as the check itself."""
+        return False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = _tensors(args)
+        if not kwargs and tensors and all(type(t) is Tensor and _mark(t) is CPU for t in tensors):
+            return function(*args)  # as most operations are where little is on the card
+        kwargs = dict(kwargs or {})
+        tensors += _tensors(kwargs.values())
+        asked = kwargs.get("device")
+        if any(isinstance(t, FakeTensor) or not _on_cpu(t) for t in tensors):
+            return function(*args, **kwargs)
+        if asked is not None and asked.type not in ("cpu", "cuda"):
+            return function(*args, **kwargs)
+        packet = function.overloadpacket
+        mark = _checked(function, packet, args, tensors)
+        if asked is not None:
+            kwargs["device"] = CPU
+            if asked.type == "cuda":
+                mark = CARD
+            elif _asked:
+                mark = CPU
+            elif packet is _ATEN._to_copy and mark is CPU:
+                mark = NEUTRAL  # replayed: a recording says "cpu" of either device
+        elif not tensors and not _asked:
+            mark = NEUTRAL
+        if kwargs.get("generator") is not None:
+            theirs = CARD if kwargs["generator"]._cdata in _generators else CPU
+            if mark is not NEUTRAL and mark is not theirs:
+                raise RuntimeError(
+                    f"Expected a '{mark.type}' device type for generator but found '{theirs.type}' ({function})"
+                )
+        results = function(*args, **kwargs)
+        if packet not in _COPIES:
+            for result in _tensors((results,)):
+                _set(result, mark)
+        return results
+
+
+def _checked(function, packet, args: tuple, tensors: list[Tensor]) -> Any:
+    """The mark of the results, or the error that a card would raise."""
+    if not tensors:
+        return NEUTRAL
+    marks = [_mark(t) for t in tensors]
+    if all(mark is marks[0] for mark in marks) or packet in _COPIES:
+        return marks[0]
+    if packet in _INDEXING:
+        into = _mark(args[0])
+        if into is CPU and any(_mark(t) is CARD for t in args[1] if t is not None):
+            raise RuntimeError(
+                f"indices should be either on cpu or on the same device as the indexed tensor (cpu) ({function})"
+            )
+        # The index may lie on the CPU, and a single value anywhere.
+        values = [t for t in args[2:3] if t.dim()]
+        marks = [into, *(_mark(t) for t in values)]
+    elif torch.Tag.pointwise in function.tags or packet in _SCALARS or packet.__name__.startswith("_foreach"):
+        written = function._schema.is_mutable  # then the first may not be on another device than the result
+        pairs = enumerate(zip(tensors, marks, strict=True))
+        marks = [m for n, (t, m) in pairs if t.dim() or m is not CPU or (written and not n)]
+    found = {mark for mark in marks if mark is not NEUTRAL}
+    if len(found) > 1:
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+            f"({function})"
+        )
+    return found.pop() if found else NEUTRAL
+
+
+# ---------------------------------------- what Python asks without an operation
+
+
+@contextlib.contextmanager
+def _naming() -> Iterator[None]:
+    global _asked
+    _asked += 1
+    try:
+        yield
+    finally:
+        _asked -= 1
+
+
+def _factory(function):
+    def make(*args, **kwargs):
+        with _naming() if kwargs.get("device") is not None or not any(isinstance(a, Tensor) for a in args) else _idle:
+            return function(*args, **kwargs)
+
+    return make
+
+
+_idle = contextlib.nullcontext()
+
+
+def _moved(self: Tensor, *args, **kwargs) -> Tensor:
+    """``Tensor.to``."""
+    device, dtype, rest = kwargs.pop("device", None), kwargs.pop("dtype", None), list(args)
+    if rest and isinstance(rest[0], Tensor):
+        other = rest.pop(0)
+        device, dtype = other.device, other.dtype
+    elif rest and isinstance(rest[0], str | int | torch.device):
+        device = rest.pop(0)
+    if rest and (rest[0] is None or isinstance(rest[0], torch.dtype)):
+        dtype = rest.pop(0) or dtype
+    device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device) if device else None
+    if device is None or device.type == device_of(self).type:
+        return _to(self, dtype or self.dtype, *rest, **kwargs)
+    with _naming():
+        return _ATEN._to_copy.default(self, dtype=dtype or self.dtype, device=device)
+
+
+def _array(self: Tensor, *, force: bool = False):
+    """``Tensor.numpy``."""
+    if device_of(self).type == "cuda":
+        if not force:
+            raise TypeError(
+                "can't convert cuda:0 device type tensor to numpy. "
+                "Use Tensor.cpu() to copy the tensor to host memory first."
+            )
+        self = self.detach().cpu()
+    return _numpy(self, force=force)
+
+
+def _copied(self: Tensor, memo) -> Tensor:
+    """``copy.deepcopy``."""
+    result = _deepcopy(self, memo)
+    if not isinstance(_base(self), FakeTensor):
+        _set(result, _mark(_base(self)))
+    return result
+
+
+def _from_data(make):
+    """``torch.tensor`` and ``torch.as_tensor``."""
+
+    def run(data, *, device=None, dtype=None, **kwargs):
+        if isinstance(data, Tensor):
+            device = data.device if device is None else device
+            if device_of(data).type == "cuda" or torch.device(device).type == "cuda":
+                made = data.to(device, dtype or data.dtype)
+                return made.detach().clone() if make is _tensor else made
+        gradient = kwargs.pop("requires_grad", False)
+        made = make(data, dtype=dtype, **kwargs)
+        made = made.to(device) if device is not None else made
+        return made.requires_grad_() if gradient else made
+
+    return run
+
+
+_tensor, _as_tensor = torch.tensor, torch.as_tensor
+
+
+def _like(self: Tensor, data, *, dtype=None, device=None, **kwargs) -> Tensor:
+    """``Tensor.new_tensor``."""
+    return torch.tensor(data, dtype=dtype or self.dtype, device=device or self.device, **kwargs)
+
+
+class Generator(torch.Generator):
+    """A generator of either kind. One of the card keeps its state in 16 bytes and takes no other number of them."""
+
+    _states: dict[bytes, Tensor] = {}  # what the 16 bytes stand for
+
+    def __new__(cls, device="cpu"):
+        self = super().__new__(cls)
+        self.kind = CARD if torch.device(device).type == "cuda" else CPU
+        if self.kind is CARD:
+            _generators.add(self._cdata)
+        return self
+
+    def __del__(self):
+        _generators.discard(self._cdata)
+
+    device = property(lambda self: self.kind)
+
+    def get_state(self) -> Tensor:
+        state = super().get_state()
+        if self.kind is CPU:
+            return state
+        seed, place = self.initial_seed(), hash(state.numpy().tobytes())
+        key = seed.to_bytes(8, "little") + place.to_bytes(8, "little", signed=True)
+        self._states[key] = state
+        return torch.frombuffer(bytearray(key), dtype=torch.uint8)
+
+    def set_state(self, state: Tensor) -> Generator:
+        if self.kind is CARD:
+            if len(state) != 16:
+                raise RuntimeError("RNG state is wrong size")
+            state = self._states[state.numpy().tobytes()]
+        return super().set_state(state)
+
+
+@contextlib.contextmanager
+def card() -> Iterator[None]:
+    """Inside, there is a device ``cuda``. On a machine that has one it is the real one, and nothing is changed."""
+    if torch.cuda.is_available():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+
+        def replace(where, name: str, value) -> None:
+            stack.enter_context(mock.patch.object(where, name, value, create=True))
+
+        for name in FACTORIES:
+            replace(torch, name, _factory(getattr(torch, name)))
+        replace(torch, "tensor", _from_data(_tensor))
+        replace(torch, "as_tensor", _from_data(_as_tensor))
+        replace(torch, "Generator", Generator)
+        replace(torch, "compile", lambda program, **_: program)
+        replace(tracing, "make_fx", lambda function, **_: make_fx(function))
+        methods = {
+            "device": property(device_of),
+            "is_cuda": property(lambda self: device_of(self).type == "cuda"),
+            "is_cpu": property(lambda self: device_of(self).type == "cpu"),
+            "get_device": lambda self: 0 if device_of(self).type == "cuda" else -1,
+            "to": _moved,
+            "cuda": lambda self, *_, **__: self.to(CARD),
+            "cpu": lambda self, *_, **__: self.to(CPU),
+            "numpy": _array,
+            "new_tensor": _like,
+            "__deepcopy__": _copied,
+        }
+        for name, value in methods.items():
+            replace(Tensor, name, value)
+        card = {
+            "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "stand-in",
+            "synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None, "memory_allocated": 0,
+            "max_memory_allocated": 1 << 20, "_lazy_init": None, "manual_seed_all": None,
+        }  # fmt: skip
+        for name, value in card.items():
+            replace(torch.cuda, name, lambda *_, value=value, **__: value)
+        stack.enter_context(_Card())
+        yield
