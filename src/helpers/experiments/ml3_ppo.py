@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from torch import Tensor
 
 from helpers import runtime
 from helpers.errors import UserError
-
-if TYPE_CHECKING:
-    from helpers.experiments.ml3_modelfree import ModelFree
 from helpers.tasks.control.experience import reward
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
@@ -74,7 +71,19 @@ def as_gymnasium(env: PointMass | Reacher, goal: Tensor, control_cost: float = 0
     return OneGoal()
 
 
-def _side_by_side(e: ModelFree, goal: Tensor, seed: int) -> Any:
+class PolicyExperiment(Protocol):
+    """What is asked of an experiment that PPO is compared with: an environment, the policy's form, trajectories."""
+
+    trajectories: int
+    control_cost: float
+    hidden: tuple[int, ...]
+    first_std: float
+
+    def environment(self) -> PointMass | Reacher:
+        """Where the policy acts."""
+
+
+def _side_by_side(e: PolicyExperiment, goal: Tensor, seed: int) -> Any:
     """As many of :func:`as_gymnasium` as an update takes trajectories, stepped as one batch, for stable-baselines3."""
     vectors = _needed("stable_baselines3.common.vec_env")
     env, n = e.environment(), e.trajectories
@@ -135,7 +144,7 @@ def _own_randomness() -> Iterator[None]:
         random.setstate(python)
 
 
-def ppo(e: ModelFree, goal: Tensor, setting: Sequence[float], updates: int, seed: int) -> Tensor:
+def ppo(e: PolicyExperiment, goal: Tensor, setting: Sequence[float], updates: int, seed: int) -> Tensor:
     """Train a fresh policy for one goal by proximal policy optimisation, with a value function of its own.
 
     An update is what follows ``e.trajectories`` trajectories: all epochs over their steps, in minibatches as long as a
