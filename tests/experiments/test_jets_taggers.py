@@ -87,11 +87,16 @@ def samples(tmp_path_factory):
 def few(monkeypatch):
     """Less supervision than there is for real."""
     proportions = tuple(Supervision("proportions", size) for size in (8, 10))
-    monkeypatch.setattr(taggers, "LABELS", (Supervision("labels", 2), Supervision("labels", 5)))
-    monkeypatch.setattr(jets_protocol, "PROPORTIONS", proportions)
-    monkeypatch.setattr(taggers, "MIXTURES", (Supervision("mixture", 10),))
-    monkeypatch.setattr(taggers, "WRONG", (proportions[0]._replace(offset=0.05),))
-    monkeypatch.setattr(taggers, "DRIFTED", (proportions[0]._replace(shares=(0.3, 0.5)),))
+    fewer = {
+        "LABELS": (Supervision("labels", 2), Supervision("labels", 5)),
+        "PROPORTIONS": proportions,
+        "MIXTURES": (Supervision("mixture", 10),),
+        "WRONG": (proportions[0]._replace(offset=0.05),),
+        "DRIFTED": (proportions[0]._replace(shares=(0.3, 0.5)),),
+    }
+    for name, value in fewer.items():
+        for module in (taggers, jets_protocol):
+            monkeypatch.setattr(module, name, value, raising=False)
 
 
 @pytest.fixture

@@ -435,11 +435,11 @@ def test_a_watched_run_goes_back_no_further_than_where_it_was_resumed(tmp_path, 
     calls = []
     gradient = TinyRun.gradient
 
-    def interrupted(self, theta, generator):
+    def interrupted(self, theta, generator, iteration):
         calls.append(1)
         if len(calls) == 75:
             os.kill(os.getpid(), signal.SIGINT)
-        return gradient(self, theta, generator)
+        return gradient(self, theta, generator, iteration)
 
     monkeypatch.setattr(TinyRun, "gradient", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -334,7 +334,7 @@ def test_a_normalisation_is_differentiated_rightly_or_refused(kind, scaled):
         assert not all(torch.allclose(wrong[name], right[name]) for name in right)  # else the check is out of date
         with pytest.raises(UserError, match="wrong second derivative of .*_norm under vmap: write the normalisation"):
             traced(maml)(learner, theta, tasks)
-        with pytest.raises(UserError, match="wrong second derivative"), derivative_checks.NormalisationCheck():
+        with pytest.raises(UserError, match="wrong second derivative"), derivative_checks.DerivativeCheck():
             maml(learner, theta, tasks)
     else:
         for name, value in traced(maml)(learner, theta, tasks)[0].items():

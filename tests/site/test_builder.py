@@ -207,5 +207,5 @@ def test_the_helper_reference_finds_all_modules():
     files = (BASE / "src/helpers").rglob("*.py")
     names = {".".join(path.relative_to(BASE / "src").with_suffix("").parts).removesuffix(".__init__") for path in files}
     assert set(extension.modules()) == {name for name in names - {"helpers"} if "._" not in name}
-    heads = [head for _, floor in extension.FLOORS for head in floor]
-    assert {name.split(".")[1] for name in extension.modules()} <= set(heads), "put the new module on its floor"
+    rooms = {room for floor in extension.FLOORS for room in floor.rooms}
+    assert {name.split(".")[1] for name in extension.modules()} == rooms, "put the new module on its floor"

@@ -8,7 +8,7 @@ from refusals import refused
 
 from helpers.tasks import jets
 from helpers.tasks.jets import simulation
-from helpers.tasks.jets.plan import Sample
+from helpers.tasks.jets.plan import Sample, plan
 from helpers.tasks.jets.simulation import simulate
 
 needed = pytest.mark.skipif(not simulation.available(), reason="Pythia 8 and FastJet are not installed")
@@ -35,14 +35,14 @@ def test_without_the_programs_one_sentence_says_what_to_install(monkeypatch, tmp
 
 
 def test_the_plan_of_the_shipped_file():
-    plan = jets.plan()
-    assert 140_000 < 5 * sum(sample.per_window for sample in plan) < 155_000
-    assert len({(s.process, s.shower, s.split) for s in plan}) == len(plan)
-    assert {s.shower for s in plan if s.split == "train"} == {"fsr-half", "fsr-one", "fsr-two"}
-    assert {s.process for s in plan if s.shower == "monash"} == set(jets.PROCESSES)
-    seeds = [sample.seed(block) for sample in plan for block in range(200)]
+    samples = plan()
+    assert 140_000 < 5 * sum(sample.per_window for sample in samples) < 155_000
+    assert len({(s.process, s.shower, s.split) for s in samples}) == len(samples)
+    assert {s.shower for s in samples if s.split == "train"} == {"fsr-half", "fsr-one", "fsr-two"}
+    assert {s.process for s in samples if s.shower == "monash"} == set(jets.PROCESSES)
+    seeds = [sample.seed(block) for sample in samples for block in range(200)]
     assert len(set(seeds)) == len(seeds) and 1 <= min(seeds) and max(seeds) <= 900_000_000
-    assert all(s.per_window == 5 for s in jets.plan(20) if s.split == "validation")
+    assert all(s.per_window == 5 for s in plan(20) if s.split == "validation")
 
 
 def test_impossible_samples_are_refused():
@@ -52,7 +52,7 @@ def test_impossible_samples_are_refused():
     for number in (0, True, 5.0):
         assert "number of jets" in refused(lambda number=number: Sample("W", "fsr-one", "train", number))
     assert "multiple of 5" in refused(lambda: Sample("W", "fsr-one", "train", 7))
-    assert "at least 20" in refused(lambda: jets.plan(19))
+    assert "at least 20" in refused(lambda: plan(19))
 
 
 def block(sample, number, n=200):
@@ -95,10 +95,10 @@ def test_the_file_is_written_and_can_be_read(monkeypatch, tmp_path):
     monkeypatch.setattr(simulation.metadata, "version", lambda name: "1.0")
     path = simulation.generate(20, tmp_path / "jets.npz", 1, False)
     samples = jets.load(path)
-    plan = jets.plan(20)
-    assert samples.counts() == {(s.process, s.shower, s.split): [s.per_window] * 5 for s in plan}
+    planned = plan(20)
+    assert samples.counts() == {(s.process, s.shower, s.split): [s.per_window] * 5 for s in planned}
     assert samples.header["versions"]["pythia8mc"] == "1.0"
-    assert samples.header["samples"][0]["seeds"][0] == plan[0].seed(0)
+    assert samples.header["samples"][0]["seeds"][0] == planned[0].seed(0)
     assert all(len(sample["seeds"]) >= 1 for sample in samples.header["samples"])
 
 

@@ -6,7 +6,7 @@ what was put there, and an operation raises where a real card would, above all w
 A device belongs to a storage, so that is what is marked: views, saved tensors, gradients and the wrappers of
 ``torch.func`` all lead to one. A ``TorchDispatchMode`` sees every operation below autograd and ``torch.func``, checks
 the marks of what goes in and marks what comes out; what Python asks of a tensor without an operation (``.device``,
-``.to``, ``.numpy``) is replaced on ``torch.Tensor``. :mod:`helpers.numerics.tracing` records with values here, since
+``.to``, ``.numpy``) is replaced on ``torch.Tensor``. :mod:`helpers.numerics.recording` records with values here, since
 PyTorch's fake tensors have no autograd for a card that PyTorch was not built for. ``torch.compile`` is the identity.
 
 Where PyTorch itself makes a tensor inside a composite operation or a backward pass, it makes it on what it takes for
@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.numerics import tracing
+from helpers.numerics import recording
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
 NEUTRAL = "neutral"
@@ -310,7 +310,7 @@ def card() -> Iterator[None]:
         replace(torch, "as_tensor", _from_data(_as_tensor))
         replace(torch, "Generator", Generator)
         replace(torch, "compile", lambda program, **_: program)
-        replace(tracing, "make_fx", lambda function, **_: make_fx(function))
+        replace(recording, "make_fx", lambda function, **_: make_fx(function))
         methods = {
             "device": property(device_of),
             "is_cuda": property(lambda self: device_of(self).type == "cuda"),

@@ -7,10 +7,13 @@ from pkgutil import iter_modules
 
 from helpers.errors import UserError
 
+FIRST = ("maml",)  # of the queue; the others follow by their names
+
 
 def catalogue() -> dict:
     """All experiments by name: what the function ``experiments`` of each module here returns."""
-    modules = (import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__))
+    found = sorted((info.name for info in iter_modules(__path__)), key=lambda name: (name not in FIRST, name))
+    modules = (import_module(f"{__name__}.{name}") for name in found)
     return {one.name: one for module in modules if hasattr(module, "experiments") for one in module.experiments()}
 
 

@@ -11,18 +11,28 @@ from torch.overrides import TorchFunctionMode
 from helpers.errors import UserError
 
 
-class NormalisationCheck(TorchFunctionMode):
-    """Within it, a normalisation of which PyTorch takes a wrong derivative is refused. It costs about as much as the
+class DerivativeCheck(TorchFunctionMode):
+    """Within it, an operation of which PyTorch takes a wrong derivative is refused. The look costs about as much as the
     operations themselves, so that a function is run in it once.
 
     Where layer, batch or instance normalisation has an adapted scale, the batching rule of its derivative takes mean
     and variance for constants (pytorch/functorch#534), so that what the derivative of a derivative under ``vmap`` gets
-    through them is missing; nothing fails. First-order methods, normalisation without a scale, group and RMS
-    normalisation are right.
+    through them is missing; nothing fails. That of an embedding with ``padding_idx`` forgets the padding. First-order
+    methods, normalisation without a scale, group and RMS normalisation are right.
 
     Raises:
         UserError: at such an operation.
     """
+
+    depth = 0  # of those entered; one is enough
+
+    def __enter__(self) -> DerivativeCheck:
+        DerivativeCheck.depth += 1
+        return super().__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        DerivativeCheck.depth -= 1
+        super().__exit__(*exception)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
@@ -32,8 +42,14 @@ class NormalisationCheck(TorchFunctionMode):
             if (own or name == "layer_norm") and _differentiated_twice(given[0], given[1:]):
                 raise UserError(
                     f"PyTorch gives a wrong second derivative of {name} under vmap: write the normalisation out from "
-                    "mean and variance, as helpers.models.layers.normalize and helpers.models.layers.layer_norm do"
+                    "mean and variance, as helpers.models.normalize and helpers.models.layer_norm do"
                 )
+        padding = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
+        if name == "embedding" and padding is not None and _differentiated_twice(args[1], [args[1]]):
+            raise UserError(
+                "PyTorch gives a wrong second derivative of an embedding with padding_idx under vmap: leave "
+                "padding_idx out and multiply what comes of the padding by 0"
+            )
         return func(*args, **kwargs)
 
 

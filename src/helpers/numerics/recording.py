@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map
 
-from helpers.numerics.derivative_checks import NormalisationCheck
+from helpers.numerics.derivative_checks import DerivativeCheck
 
 Program = Callable[..., Sequence[Tensor]]  # from tensors to tensors
 _ATEN = torch.ops.aten
@@ -185,7 +185,7 @@ def record(function: Callable, given: Given, fixed: bool) -> tuple[GraphModule, 
         return [x.value if isinstance(x, Number) else x for x in out]
 
     tensors = given.tensors()
-    with NormalisationCheck():
+    with DerivativeCheck():
         # Fake tensors have shapes but no values: nothing is computed here.
         program = _without_mutation(make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True), tensors)
         if not _faithful(program, tensors):

@@ -44,7 +44,7 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Raises:
         UserError: by the returned function, where PyTorch would give a wrong derivative
-            (:class:`~helpers.numerics.derivative_checks.NormalisationCheck`).
+            (:class:`~helpers.numerics.derivative_checks.DerivativeCheck`).
     """
     return _specialized(function, _replay)
 

@@ -35,7 +35,7 @@ def report(action, *arguments, **options) -> int:
 
 
 def main(argv: Iterable[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m helpers.site.runner", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m helpers.site", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute copies of chapters")
     run.add_argument("chapter", nargs="*")

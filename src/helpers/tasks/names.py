@@ -313,7 +313,7 @@ class LanguageTasks:
     tables: list[Examples] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        whole(self.support, "number of names to adapt on")
+        whole(self.support, "number of names to adapt on", least=0)
         whole(self.query, "number of names to be judged on")
         tables = [rows(self.names.pairs(code, self.part, self.seed)) for code in self.languages]
         if not tables:

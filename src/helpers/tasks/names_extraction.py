@@ -9,7 +9,8 @@ from pathlib import Path
 
 from helpers.errors import UserError
 from helpers.runtime import write_atomically
-from helpers.tasks.names import FAMILIES, FORMAT, KINDS, LICENCE, _digest, _json, fits, home, normalise
+from helpers.tasks import names
+from helpers.tasks.names import FAMILIES, FORMAT, KINDS, LICENCE, _digest, _json, fits, normalise
 
 __all__ = ["extract"]
 
@@ -23,7 +24,7 @@ def extract(path: Path | str | None = None) -> Path:
     Raises:
         UserError: without Babel, or where the file cannot be written.
     """
-    place = Path(path) if path is not None else home()
+    place = Path(path) if path is not None else names.home()
     try:
         import babel
         from babel.core import get_cldr_version
