@@ -71,7 +71,7 @@ def minibatched(kind, **settings):
 SOLVER = partial(conjugate_gradient, steps=20)
 ESTIMATORS = {
     "maml": maml, "fomaml": fomaml, "reptile": reptile, "combination": combination(WEIGHTS),
-    "imaml": ImplicitGradient(SOLVER), "stepwise": stepwise(),
+    "imaml": ImplicitGradient(SOLVER), "stepwise": lambda *given: stepwise()(*given),  # keeps no recordings
 }  # fmt: skip
 DESCENT = "maml fomaml reptile combination stepwise"
 TABLE = {
