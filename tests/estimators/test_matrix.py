@@ -20,8 +20,10 @@ from helpers.learners.descent import GradientDescent, detached
 from helpers.learners.feedforward import Neighbours, Prototypes, Recurrent
 from helpers.learners.learned import LearnedDescent, LossDescent, started
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
+from helpers.learners.multistep import MultiStepDescent
 from helpers.learners.proximal import HessianFree, Proximal
 from helpers.losses import LearnedLoss
+from helpers.models.convnet import ConvNet
 from helpers.models.mlp import MLP
 from helpers.numerics.differences import central_differences, error, objective
 from helpers.numerics.solvers import conjugate_gradient
@@ -36,18 +38,16 @@ NETWORK = MLP((1, 3, 1), activation="tanh", scale=0.5)
 LOSS = LearnedLoss(MLP((2, 3, 1), activation="tanh", scale=0.5))
 TASKS, STEPS, WEIGHTS = 2, 2, (0.7, -0.4)
 PLAIN = (NETWORK, losses.mean_squared_error, 0.05, STEPS)
+HEAD = {"adapted": (NETWORK.head,)}  # ANIL
+CONV = (ConvNet(2, filters=2, blocks=2), losses.cross_entropy, 0.2, STEPS)
 
 
 @dataclass(frozen=True)
-class MultiStep(GradientDescent):
-    """A learner of a reader's: half the query loss after every step."""
+class Doubled(GradientDescent):
+    """A learner of a reader's: twice the query loss."""
 
     def task_loss(self, theta, task):
-        phi, total = self.start(theta), 0
-        for seen in self.per_step(task.support):
-            phi = self.step(theta, phi, seen)
-            total = total + 0.5 * self.query_loss(phi, task.query)
-        return total
+        return 2 * super().task_loss(theta, task)
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,16 @@ def minibatched(kind, **settings):
 SOLVER = partial(conjugate_gradient, steps=20)
 ESTIMATORS = {
     "maml": maml, "fomaml": fomaml, "reptile": reptile, "combination": combination(WEIGHTS),
-    "imaml": ImplicitGradient(SOLVER), "stepwise": stepwise(),
+    "imaml": ImplicitGradient(SOLVER), "stepwise": lambda *given: stepwise()(*given),  # keeps no recordings
 }  # fmt: skip
 DESCENT = "maml fomaml reptile combination stepwise"
 TABLE = {
     "descent": (lambda: GradientDescent(*PLAIN), "whole", DESCENT),
     "descent-rates": (lambda: GradientDescent(*PLAIN, learn_rates=True), "whole", "maml fomaml stepwise"),
+    "descent-head": (lambda: GradientDescent(*PLAIN, **HEAD), "whole", DESCENT),
+    "descent-head-images": (lambda: GradientDescent(*CONV, adapted=("head.",)), "images", DESCENT),
+    "descent-shifts-images": (lambda: GradientDescent(*CONV, adapted=("norm", "head.bias")), "images", DESCENT),
+    "descent-nothing": (lambda: GradientDescent(*PLAIN, adapted=("linear2.", "head.")), "whole", ""),
     "descent-query-sets": (lambda: GradientDescent(*PLAIN, query_sets=2), "whole", DESCENT),
     "minibatch": (lambda: minibatched(MinibatchDescent), "minibatches", DESCENT),
     "minibatch-first": (lambda: minibatched(MinibatchDescent, steps=2), "more minibatches", DESCENT),
@@ -86,7 +90,23 @@ TABLE = {
     ),
     "adam": (lambda: minibatched(MinibatchAdam, carry=False), "minibatches", DESCENT),
     "adam-carried": (lambda: minibatched(MinibatchAdam), "minibatches", "reptile"),
+    "adam-head": (lambda: minibatched(MinibatchAdam, carry=False, **HEAD), "minibatches", DESCENT),
+    "adam-carried-head": (lambda: minibatched(MinibatchAdam, **HEAD), "minibatches", "reptile"),
+    "multistep": (lambda: MultiStepDescent(*PLAIN), "whole", "maml fomaml reptile combination"),
+    "multistep-weights": (
+        lambda: MultiStepDescent(*PLAIN, weights=torch.tensor(WEIGHTS)), "whole", "maml fomaml reptile combination",
+    ),
+    "multistep-rates-head": (
+        lambda: MultiStepDescent(*PLAIN, **HEAD, learn_rates=True), "whole", "maml fomaml",
+    ),
+    "multistep-images": (
+        lambda: MultiStepDescent(*CONV, weights=torch.tensor(WEIGHTS)), "images", "maml fomaml reptile combination",
+    ),
     "proximal": (proximal, "whole", DESCENT + " imaml"),
+    "proximal-head": (lambda: proximal(**HEAD), "whole", DESCENT + " imaml"),
+    "proximal-matrix-head": (
+        lambda: proximal(learn_strength="matrix", **HEAD), "whole", "maml fomaml imaml stepwise",
+    ),
     "proximal-rates": (lambda: proximal(learn_rates=True), "whole", "maml fomaml stepwise"),
     "proximal-scalar": (lambda: proximal(learn_strength="scalar"), "whole", "maml fomaml imaml stepwise"),
     "proximal-layer": (lambda: proximal(learn_strength="layer"), "whole", "maml fomaml imaml stepwise"),
@@ -96,6 +116,10 @@ TABLE = {
         lambda: HessianFree(*PLAIN, strength=10.0, solver_steps=2, lengths=(1.0, 0.5)),
         "whole", "maml reptile imaml stepwise",
     ),
+    "newton-head": (
+        lambda: HessianFree(*PLAIN, strength=10.0, solver_steps=2, lengths=(1.0, 0.5), **HEAD),
+        "whole", "maml reptile imaml stepwise",
+    ),
     "learned-start": (
         lambda: LearnedDescent(*PLAIN, transform=partial(tree_map, torch.tanh), learn_start=True), "whole", DESCENT,
     ),
@@ -103,6 +127,14 @@ TABLE = {
         lambda: LearnedDescent(*PLAIN, learned=LOSS, rule=RecurrentRule(hidden=2), learn_start=True),
         "whole", "maml fomaml stepwise",
     ),
+    "learned-all-head": (
+        lambda: LearnedDescent(*PLAIN, **HEAD, learned=LOSS, rule=RecurrentRule(hidden=2), learn_start=True),
+        "whole", "maml fomaml stepwise",
+    ),
+    "learned-frozen-head": (
+        lambda: LearnedDescent(*PLAIN, **HEAD, learn_frozen=True), "started", "maml fomaml stepwise",
+    ),
+    "loss-head": (lambda: LossDescent(*PLAIN, **HEAD, learned=LOSS), "started", "maml fomaml stepwise"),
     "loss": (lambda: LossDescent(*PLAIN, learned=LOSS), "started", "maml fomaml stepwise"),
     "loss-without-start": (lambda: LossDescent(*PLAIN, learned=LOSS), "whole", ""),
     "loss-minibatch": (
@@ -112,7 +144,10 @@ TABLE = {
     "neighbours": (lambda: Neighbours(MLP((1, 3, 2), activation="tanh", scale=0.5, bias=False)), "whole", "maml"),
     "prototypes": (lambda: Prototypes(MLP((1, 3, 2), bias=False, scale=0.5), 2), "classes", "maml"),
     "meta": (lambda: MetaLearner(GradientDescent(*PLAIN[:3]), 0.1, 2, 2), "families", "maml fomaml reptile stepwise"),
-    "own-task-loss": (lambda: MultiStep(*PLAIN), "whole", "maml fomaml reptile combination"),
+    "meta-head-multistep": (
+        lambda: MetaLearner(MultiStepDescent(*PLAIN, **HEAD), 0.1, 2, 2), "families", "maml fomaml reptile stepwise",
+    ),
+    "own-task-loss": (lambda: Doubled(*PLAIN), "whole", "maml fomaml reptile combination"),
     "own-step": (lambda: minibatched(Signs), "minibatches", "maml fomaml reptile stepwise"),
 }  # fmt: skip
 
@@ -122,6 +157,9 @@ def drawn(form):
     count = 2 * 2 * TASKS if form == "families" else TASKS
     tasks = tree_map(torch.Tensor.double, Sinusoids(4, 4).sample(count, generator(1)))
     tasks = Tasks(*(Examples(e.x, e.y / 3) for e in tasks))  # with small errors the inner problems are convex
+    if form == "images":
+        x, y = torch.rand(2, TASKS, 4, 1, 5, 6, generator=generator(4)).double(), torch.arange(4).expand(TASKS, 4) % 2
+        return Tasks(*(Examples(part, y) for part in x))
     if "minibatches" in form:
         number = 3 if "more" in form else STEPS
         tasks = Tasks(minibatches(tasks.support, 3, number, generator(2)), tasks.query)
@@ -203,15 +241,18 @@ def implicit(learner, theta, tasks):
     found = []
     for task in each(tasks):
         phi = learner.adapt(theta, task.support)
+        adapted, frozen = learner.split(phi)  # what is frozen is θ's own
 
-        def inner(theta, phi, support=task.support):
+        def inner(theta, adapted, support=task.support):
+            phi = learner.start(theta) | adapted
             return torch.cat([g.flatten() for g in learner.inner_gradient(theta, phi, support).values()])
 
-        by_theta, by_phi = jacrev(inner, argnums=(0, 1))(theta, phi)
-        matrix = torch.cat([by_phi[name].flatten(1) for name in phi], 1)
-        right = torch.cat([g.flatten() for g in grad(learner.query_loss)(phi, task.query).values()])
-        u = torch.linalg.solve(matrix, right)
-        found.append({name: -torch.tensordot(u, jacobian, 1) for name, jacobian in by_theta.items()})
+        by_theta, by_phi = jacrev(inner, argnums=(0, 1))(theta, adapted)
+        direct = grad(learner.query_loss)(phi, task.query)
+        matrix = torch.cat([by_phi[name].flatten(1) for name in adapted], 1)
+        u = torch.linalg.solve(matrix, torch.cat([direct[name].flatten() for name in adapted]))
+        moved = {name: -torch.tensordot(u, jacobian, 1) for name, jacobian in by_theta.items()}
+        found.append(moved | {name: moved[name] + direct[name] for name in frozen})
     return mean(found)
 
 

@@ -70,7 +70,10 @@ IMAML |= {"diagnosed_tasks": 1}
 FAST = {"headline_steps": 1, "test_steps": (1,), "meta_batch": 2}
 
 MINIATURES = {
-    "maml": lambda: on_omniglot(maml.Omniglot, chunk=1, **FAST),
+    **{  # every kind of it there is
+        f"maml-{kind.__name__}": lambda kind=kind: on_omniglot(kind, chunk=1, **FAST)
+        for kind in (maml.Omniglot, *maml.Omniglot.__subclasses__())
+    },
     "maml-mlp": lambda: on_omniglot(maml.Omniglot, network="mlp", estimator="fomaml", **FAST),
     "maml-sinusoid": lambda: maml.SinusoidStudy("mini", hidden=(4,), meta_batch=2, test_tasks=3, test_steps=(0, 1, 10)),
     "reptile": lambda: on_omniglot(reptile.Omniglot, inner_steps=1, meta_batch=1, test_steps=2, spot_tasks=2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from refusals import refused
 
 from helpers import losses
 from helpers.learners.descent import RATE, GradientDescent, detached
@@ -104,6 +105,37 @@ def test_first_order_changes_no_value_only_derivatives():
 def test_detached_keeps_values():
     theta = {"w": torch.ones(2, requires_grad=True)}
     assert not detached(theta)["w"].requires_grad and torch.equal(detached(theta)["w"], theta["w"])
+
+
+# ---------------------------------------- which parameters adapt
+
+
+@pytest.mark.parametrize("model", [MLP((784, 6, 5, 5), norm=True), ConvNet(5, filters=3, blocks=2)])
+@pytest.mark.parametrize("chosen", [(), ("norm1.shift",)], ids=["head", "head-and-a-shift"])
+def test_the_learner_says_which_parameters_adapt(model, chosen):
+    """The head alone is ANIL; a shift that the model would leave alone may be named too."""
+    learner = GradientDescent(model, losses.cross_entropy, 0.4, 2, learn_rates=True, adapted=(model.head, *chosen))
+    theta = learner.init(generator(0))
+    names = {name for name in theta if name.startswith((model.head, *chosen))}
+    assert {name for name in theta if name.startswith(RATE)} == {RATE + name for name in names}
+    phi = learner.adapt(theta, Examples(torch.rand(5, 1, 28, 28, generator=generator(1)), torch.arange(5)))
+    assert set(learner.split(theta)[0]) == names == {name for name in phi if not torch.equal(phi[name], theta[name])}
+
+
+def test_all_names_are_what_the_model_adapts():
+    learner, theta = make(3)
+    every, phi = learner.replace(adapted=("linear",)), learner.adapt(theta, support())
+    assert all(torch.equal(value, phi[name]) for name, value in every.adapt(theta, support()).items())
+
+
+def test_names_of_nothing_are_refused():
+    learner, theta = make()
+    for chosen in (("head.",), ("linear2.", "head.")):
+        other = learner.replace(adapted=chosen)
+        for action in (lambda one=other: one.split(theta), lambda one=other: one.adapt(theta, support())):
+            assert "'head.'" in refused(action) and "linear1, linear2" in refused(action)
+    for chosen in ((), "linear2.", ["linear2."], (2,)):
+        assert "adapted" in refused(lambda chosen=chosen: learner.replace(adapted=chosen))
 
 
 # ---------------------------------------- losses

@@ -145,7 +145,8 @@ def evaluations(learner: Learner, sizes: Sequence[tuple[int, int]] = (), order: 
         Numbers by order, for one task of the learner; multiply by the size of the batch.
 
     Raises:
-        UserError: if ``sizes`` are not as many as there are ``Meta`` learners, or a learner has no number of steps.
+        UserError: if ``sizes`` are not as many as there are ``Meta`` learners, or a learner has no number of steps, or
+            a step or task loss of its own.
     """
     if isinstance(learner, MetaLearner):
         if not sizes:
@@ -158,6 +159,9 @@ def evaluations(learner: Learner, sizes: Sequence[tuple[int, int]] = (), order: 
         )
     if sizes:
         raise UserError("evaluations needs (tasks of a step, query tasks) for every Meta: too many sizes")
+    for method in ("step", "task_loss"):  # what is counted is what Descent does there
+        if isinstance(learner, Descent) and getattr(type(learner), method) is not getattr(Descent, method):
+            raise UserError(f"evaluations cannot count those of {type(learner).__name__}, which has its own {method}")
     steps = whole(getattr(learner, "steps", None), "number of inner steps", least=0)
     own = Counter({(1 if getattr(learner, "first_order", False) else order + 1): steps})
     own[order] += 1

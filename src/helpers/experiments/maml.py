@@ -15,6 +15,7 @@ from helpers import estimators, losses, runtime
 from helpers.experiments.base import OnOmniglot, Recorded
 from helpers.lab import evaluation, statistics
 from helpers.learners.descent import GradientDescent
+from helpers.learners.multistep import MultiStepDescent, annealed
 from helpers.models.convnet import ConvNet
 from helpers.models.layers import stacked, subtree
 from helpers.models.mlp import MLP
@@ -66,6 +67,10 @@ class Omniglot(OnOmniglot):
         model = ConvNet(self.ways, head_scale=self.head_scale) if conv else connected
         return GradientDescent(model, losses.cross_entropy, self.inner_rate, self.inner_steps)
 
+    def at(self, learner: GradientDescent, iteration: int, device: torch.device) -> GradientDescent:
+        """The learner at an iteration of training: always the same."""
+        return learner
+
     def test_batch(self, device: torch.device | str = "cpu") -> Tasks:
         """The test tasks, drawn on the CPU so that they are the same on every device."""
         from helpers.tasks import omniglot
@@ -99,6 +104,50 @@ class Omniglot(OnOmniglot):
         return {"test_accuracy": measured[f"transductive_accuracy_{self.headline_steps}"]} | measured
 
 
+@dataclass(frozen=True)
+class HeadOnly(Omniglot):
+    """ANIL: the inner loop adapts the last layer alone, in training and at test.
+
+    Source: Raghu, Raghu, Bengio and Vinyals (2020), section 4; its Omniglot results are 20-way (said from memory).
+    Network, split and rates are those of this chapter's MAML, so that one thing differs.
+    """
+
+    def learner(self) -> GradientDescent:
+        """That of MAML, with the head alone to adapt."""
+        learner = super().learner()
+        return learner.replace(adapted=(learner.model.head,))
+
+
+@dataclass(frozen=True)
+class MultiStep(Omniglot):
+    """MAML with the query loss after every inner step, the first of the six remedies of MAML++ and here the only one.
+
+    Attributes:
+        anneal: iterations after which the last step's loss is alone.
+
+    Source: Antoniou, Edwards and Storkey (2019), section 4. Steps, inner rate, meta-batch and iterations are those of
+    the released code for 5-way 1-shot (``omniglot_1_8_0.1_64_5_0.json``: 100 epochs of 500 iterations, 10 of them with
+    the multi-step loss). Learned rates, statistics by step and the cosine of the outer rate are left out.
+    """
+
+    inner_rate: float = 0.1
+    inner_steps: int = 5
+    meta_batch: int = 8
+    iterations: int = 50_000
+    test_steps: tuple[int, ...] = (1, 3, 5, 10)
+    headline_steps: int = 5
+    anneal: int = 5_000
+
+    def learner(self) -> MultiStepDescent:
+        """That of MAML, judged after every step."""
+        plain = super().learner()
+        return MultiStepDescent(plain.model, plain.loss, plain.rate, plain.steps)
+
+    def at(self, learner: GradientDescent, iteration: int, device: torch.device) -> GradientDescent:
+        """The learner with the weights of an iteration."""
+        return learner.replace(weights=annealed(self.inner_steps, iteration, self.anneal, device))
+
+
 class Training:
     """An Omniglot experiment on one device."""
 
@@ -121,7 +170,8 @@ class Training:
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """Meta-gradient and mean query loss of a fresh meta-batch."""
         tasks = self.family.sample(self.experiment.meta_batch, generator)
-        gradient, query_losses = self.estimator(self.learner, theta, tasks)
+        learner = self.experiment.at(self.learner, iteration, self.device)
+        gradient, query_losses = self.estimator(learner, theta, tasks)
         return gradient, query_losses.mean()
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
@@ -272,4 +322,7 @@ def experiments() -> list[Omniglot | SinusoidStudy]:
         Omniglot("maml-omniglot-5w1s-summed", inner_rate=2.0),
         Omniglot("maml-omniglot-20w5s", **twenty_way, **five_shot),
         Omniglot("maml-omniglot-5w5s-mlp", network="mlp", **five_shot, chunk=32),
+        HeadOnly("anil-omniglot-5w1s"),
+        HeadOnly("anil-omniglot-20w1s", **twenty_way),
+        MultiStep("msl-omniglot-5w1s"),
     ]

@@ -53,9 +53,13 @@ class GradientDescent(Descent):
         query_sets: the query set comes as so many sets that are classified apart, its examples of a class dealt out to
             them in order; the outer loss is their mean. With normalisation by batch statistics this is not the same as
             one large set: training then sees queries in sets as small as those of the test.
+        adapted: which parameters the inner loop changes, by what their names begin with; None leaves it to the model.
+            ``(model.head,)`` is ANIL (Raghu, Raghu, Bengio and Vinyals 2020, section 4): only the last layer adapts,
+            and the others are learned in the outer loop alone.
 
     Raises:
-        UserError: for a negative rate or number of steps, or fewer than one query set.
+        UserError: for a negative rate or number of steps, fewer than one query set, or an ``adapted`` that is no tuple
+            of texts; and, where the learner is used, if nothing begins with one of them.
 
     Source: Finn, Abbeel and Levine (2017), algorithm 1, line 6.
     """
@@ -68,6 +72,7 @@ class GradientDescent(Descent):
     first_order: bool = False
     outer_loss: Callable[[Tensor, Tensor], Tensor] | None = None
     query_sets: int = 1
+    adapted: tuple[str, ...] | None = None
 
     steps_optional: ClassVar[bool] = False  # whether ``steps`` may be None
 
@@ -76,6 +81,12 @@ class GradientDescent(Descent):
         if self.steps is not None or not self.steps_optional:
             whole(self.steps, "number of inner steps", least=0)
         whole(self.query_sets, "number of query sets")
+        names, none = self.adapted, self.adapted is None
+        if not none and not (names and isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+            raise UserError(
+                "adapted is None, or a tuple of what the names of parameters begin with, such as (model.head,), "
+                f"not {names!r}"
+            )
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh meta-parameters θ: the model's and, with ``learn_rates``, one rate beside each adapted entry."""
@@ -90,8 +101,18 @@ class GradientDescent(Descent):
         return own(theta)
 
     def split(self, phi: Params) -> tuple[Params, Params]:
-        """The adapted entries of ``phi``, and the others."""
-        adapted = {n: v for n, v in phi.items() if not n.startswith(PREFIXES) and self.model.is_adapted(n)}
+        """The adapted entries of ``phi``, and the others.
+
+        Raises:
+            UserError: if there are parameters, and none is named as ``adapted`` says.
+        """
+        names = own(phi)
+        for prefix in (names and self.adapted) or ():
+            if not any(name.startswith(prefix) for name in names):
+                layers = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+                raise UserError(f"adapted says {prefix!r}, and no parameter begins with that: there are {layers}")
+        chosen = self.model.is_adapted if self.adapted is None else lambda name: name.startswith(self.adapted)
+        adapted = {name: value for name, value in names.items() if chosen(name)}
         return adapted, {name: value for name, value in phi.items() if name not in adapted}
 
     def outputs(self, phi: Params, x: Tensor) -> Tensor:
