@@ -674,8 +674,8 @@ class Without:
         return None if name.partition(".")[0] in {BLOCKED} else self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = map(Without, sys.meta_path)
-from helpers import campaign, cli, evaluation, experiments, learners, losses, metagradients, models, records
-from helpers import runtime, training
+from helpers import campaign, cli, estimators, experiments, learners, losses, models, runtime
+from helpers.lab import claims, evaluation, records, statistics, training
 from helpers.experiments import maml
 from helpers.tasks import episodes, images, omniglot, sinusoid
 

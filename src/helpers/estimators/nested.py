@@ -1,10 +1,10 @@
 """Learners of the next floor up: meta-training itself as what is adapted, and its start as what is learned.
 
 Every estimator asks a learner for ``task_loss(theta, task)`` and maps it over the leading axis of ``tasks``. Nothing
-says that a task is a regression. :class:`Meta` takes a *family* of tasks for one task: its support set is a batch of
+says that a task is a regression. :class:`MetaLearner` takes a *family* of tasks for one task: its support set is a batch of
 tasks of the family, adapting is some steps of meta-training on them, and the query loss is the meta-objective on other
-tasks of the same family. So ``metagradients.maml(Meta(learner, ...), theta, families)`` is the gradient of the third
-level, with third derivatives through both loops, and a ``Meta`` of a ``Meta`` goes on from there.
+tasks of the same family. So ``estimators.maml(MetaLearner(learner, ...), theta, families)`` is the gradient of the third
+level, with third derivatives through both loops, and a ``MetaLearner`` of a ``MetaLearner`` goes on from there.
 
 One level up every tensor of the tasks gets one more leading axis, and ``Tasks`` are nested: a batch of families is
 ``Tasks(support=Tasks(...), query=Tasks(...))`` with ``x`` of shape ``[families, tasks, examples, ...]``.
@@ -39,7 +39,7 @@ class MetaLearner(Descent):
 
     Attributes:
         inner: the learner of the floor below, such as :class:`~helpers.learners.descent.GradientDescent` or another
-            ``Meta``.
+            ``MetaLearner``.
         rate: step size β of the steps; it is the outer rate of the floor below.
         steps: number of steps of meta-training.
         batches: the support tasks are dealt out, in order, to that many batches of equal size, and step i descends the
@@ -138,14 +138,14 @@ def evaluations(learner: Learner, sizes: Sequence[tuple[int, int]] = (), order: 
 
     Args:
         learner: a :class:`~helpers.learners.descent.GradientDescent` or a :class:`MetaLearner`.
-        sizes: for each ``Meta``, the uppermost first, the tasks that one step sees and the query tasks.
+        sizes: for each ``MetaLearner``, the uppermost first, the tasks that one step sees and the query tasks.
         order: d; 1 for a meta-gradient, 0 for a loss.
 
     Returns:
         Numbers by order, for one task of the learner; multiply by the size of the batch.
 
     Raises:
-        UserError: if ``sizes`` are not as many as there are ``Meta`` learners, or a learner has no number of steps, or
+        UserError: if ``sizes`` are not as many as there are ``MetaLearner`` learners, or a learner has no number of steps, or
             a step or task loss of its own.
     """
     if isinstance(learner, MetaLearner):

@@ -1,7 +1,7 @@
 """Learners that do not descend: what they do with a support set is computed forwards, by a network that was learned.
 
 They have the shape of every learner, ``φ = adapt(θ, support)`` and ``task_loss(θ, task)``, so that the estimator and
-the outer loop are those of the other chapters: ``metagradients.maml(Prototypes(...), theta, tasks)``. No gradient is
+the outer loop are those of the other chapters: ``estimators.maml(Prototypes(...), theta, tasks)``. No gradient is
 taken at test time.
 """
 

@@ -3,7 +3,7 @@
 A meta-gradient is easily wrong in a term that no training curve shows. What it should be the gradient of is a function
 that can be evaluated, and its differences need none of the code that is in question:
 
->>> from helpers import learners, losses, metagradients, models, runtime
+>>> from helpers import estimators, learners, losses, models, runtime
 >>> from helpers.tasks import Sinusoids
 >>> from torch.utils._pytree import tree_map
 >>> network = models.MLP((1, 4, 1), activation="tanh", scale=0.5)
@@ -11,9 +11,9 @@ that can be evaluated, and its differences need none of the code that is in ques
 >>> theta = learner.init(runtime.generator(0), torch.float64)
 >>> tasks = tree_map(torch.Tensor.double, Sinusoids(5, 5).sample(2, runtime.generator(1)))
 >>> reference = central_differences(lambda t: objective(learner, t, tasks), theta)
->>> bool(error(metagradients.maml(learner, theta, tasks)[0], reference) < 1e-6)
+>>> bool(error(estimators.maml(learner, theta, tasks)[0], reference) < 1e-6)
 True
->>> bool(error(metagradients.fomaml(learner, theta, tasks)[0], reference) < 1e-3)  # it leaves a term out
+>>> bool(error(estimators.fomaml(learner, theta, tasks)[0], reference) < 1e-3)  # it leaves a term out
 False
 """
 
