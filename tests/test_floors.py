@@ -55,6 +55,12 @@ def test_imports_go_down(name):
     assert not upward, f"{name} imports {sorted(upward)} from a floor above"
 
 
+def test_tests_share_by_their_tools_alone():
+    """A test module that imported another one would fail with it, and run its fixtures twice."""
+    for path in (root() / "tests").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) test_", path.read_text(encoding="utf-8"), re.M), path
+
+
 def test_no_cycles():
     list(TopologicalSorter(GRAPH).static_order())
     rooms = {room: set() for room in LEVEL}

@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers import runtime
-from helpers.errors import UserError
+from helpers.errors import UserError, exit_status
 from helpers.runtime import commit, root
-from helpers.site import builder, commands, compare, notebooks, runner
+from helpers.site import builder, compare, notebooks, runner
 
 STAND_IN = "tests/site/test_standin_chapters.py"
 COUNTS = ("passed", "failed", "errors", "skipped")
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("tier", nargs="*", help=f"{', '.join(TIERS)}; all when none is named")
     parser.add_argument("--all", action="store_true", help="evaluate all records, not only those whose turn it is")
     given = parser.parse_args(argv)
-    return commands.report(run, given.tier, all_records=given.all)
+    return exit_status(run, given.tier, all_records=given.all)
 
 
 if __name__ == "__main__":
