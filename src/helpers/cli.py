@@ -50,7 +50,7 @@ def parameter(text: str) -> tuple[str, Any]:
 
 # ---------------------------------------- commands; each returns an exit status, None standing for 0
 def run(options: argparse.Namespace) -> None:
-    """Execute copies of chapters."""
+    """Execute copies of chapters, and print where they are."""
     from helpers import runtime
     from helpers.site import runner
 
@@ -225,7 +225,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
+    """The grammar of the command ``metabook``: what each of its commands takes."""
     top = _Parser(prog="metabook", description=(__doc__ or "").splitlines()[0])
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 from refusals import refused
@@ -11,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from helpers import losses, models
+from helpers import losses
 from helpers.estimators.explicit import maml, stepwise
 from helpers.learners.descent import GradientDescent
 from helpers.models.adapter import from_module, translated
@@ -457,9 +455,3 @@ def test_what_cannot_be_meta_learned_is_refused_when_it_is_called():
     assert "'bias'" in refused(lambda: model({"weight": torch.zeros(3, 4)}, torch.zeros(2, 4)))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # not ours: said as PyTorch says it
         model(model.init(generator(0)), torch.zeros(2, 5))
-
-
-def test_the_examples_in_the_docstrings():
-    for module in (models, models):
-        found = doctest.testmod(module)
-        assert found.attempted and not found.failed

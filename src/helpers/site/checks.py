@@ -1,6 +1,6 @@
 """The checks of the book, cheapest first: ``python -m helpers.site.checks [TIER ...]``, all of them when none is named.
 
-unit      pytest on the helpers
+unit      pytest on the helpers, and the examples in their docstrings
 chapters  every chapter once at its defaults, its outputs compared with the committed ones (:mod:`helpers.site.compare`)
 smoke     every chapter in the profile ``quick``, on the processor and on a stand-in for a GPU
 book      the site from the chapters that ``chapters`` ran, warnings as errors, every page looked at
@@ -69,7 +69,7 @@ def _pytest(tier: str, *arguments: str) -> Result:
 
 
 def _unit() -> Result:
-    return _pytest("unit", "tests", "-m", "not records", f"--ignore={STAND_IN}")
+    return _pytest("unit", "tests", "src/helpers", "--doctest-modules", "-m", "not records", f"--ignore={STAND_IN}")
 
 
 def _over_budget(profile: str, out: Path) -> str:
