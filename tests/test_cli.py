@@ -14,9 +14,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import test_jets
-import test_training
+import tiny
 import torch
+import toy_jets
 
 from helpers import cli, experiments, runtime
 from helpers.errors import UserError
@@ -33,7 +33,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     cell = nbformat.v4.new_code_cell("profile = 'book'\nseed = 0\ndevice = 'cpu'", metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebooks" / "01_one.ipynb")
-    known = {name: test_training.Tiny(name=name, iterations=60) for name in ("first", "second")}
+    known = {name: tiny.Tiny(name=name, iterations=60) for name in ("first", "second")}
     monkeypatch.setattr(experiments, "catalogue", lambda: known)
     handler = signal.getsignal(signal.SIGTERM)
     yield tmp_path
@@ -218,7 +218,7 @@ def jet_file(project):
     from helpers.tasks import jets
 
     (project / "data").mkdir(exist_ok=True)
-    jets.home().write_bytes(jets.pack(test_jets.arrays(), {"samples": []}))
+    jets.home().write_bytes(jets.pack(toy_jets.arrays(), {"samples": []}))
     return jets.load().header["sha256"]
 
 
@@ -383,7 +383,7 @@ def test_queue_passes_over_what_was_given_up(project, capsys, monkeypatch):
 
 def test_a_complete_record_of_another_configuration_is_not_complete(project, capsys):
     train(capsys, "--queue", "paper")
-    experiments.catalogue()["first"] = test_training.Tiny(name="first", iterations=61)
+    experiments.catalogue()["first"] = tiny.Tiny(name="first", iterations=61)
     status, _, err = train(capsys, "--queue", "paper")
     assert status == 2 and "another configuration (it differs in iterations)" in err
 
@@ -400,10 +400,10 @@ def test_ctrl_c_ends_with_130(project, capsys, monkeypatch):
 RUN = """
 import sys
 sys.path.insert(0, {tests!r})
-import torch, test_training
+import torch, tiny
 from helpers import cli, experiments
 torch.set_num_threads(1)
-experiments.catalogue = lambda: {{"tiny": test_training.Tiny(pause={pause})}}
+experiments.catalogue = lambda: {{"tiny": tiny.Tiny(pause={pause})}}
 sys.exit(cli.main(["train", "tiny", "--device", "cpu", "--no-compile", *sys.argv[1:]]))
 """
 
@@ -413,7 +413,7 @@ sys.exit(cli.main(["train", "tiny", "--device", "cpu", "--no-compile", *sys.argv
 def test_stopped_run_leaves_a_record_and_goes_on_bit_for_bit(tmp_path, number):
     """A signal from outside, as Ctrl-C in a terminal or a machine that is shut down sends it."""
     environment = {**os.environ, "METABOOK_ROOT": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    code = RUN.format(tests=str(Path(__file__).parent), pause=0.02)
+    code = RUN.format(tests=str(Path(tiny.__file__).parent), pause=0.02)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
     )
@@ -431,9 +431,9 @@ def test_stopped_run_leaves_a_record_and_goes_on_bit_for_bit(tmp_path, number):
     record = json.loads((tmp_path / "data" / "records" / "tiny.json").read_text())
     assert record["status"] == "partial" and 0 < record["iterations"]["done"] < 240
     assert f"tiny: {record['iterations']['done']} of 240 iterations" in out
-    test_training.train(tmp_path / "data")
-    test_training.train(tmp_path / "whole")
-    test_training.assert_same(tmp_path / "data", tmp_path / "whole")
+    tiny.train(tmp_path / "data")
+    tiny.train(tmp_path / "whole")
+    tiny.assert_same(tmp_path / "data", tmp_path / "whole")
 
 
 def test_devices():

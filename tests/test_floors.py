@@ -55,6 +55,32 @@ def test_imports_go_down(name):
     assert not upward, f"{name} imports {sorted(upward)} from a floor above"
 
 
+def test_tests_share_by_their_tools_alone():
+    """A test module that imported another one would fail with it, and run its fixtures twice."""
+    for path in (root() / "tests").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) test_", path.read_text(encoding="utf-8"), re.M), path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_module_can_be_imported_without_the_optional_packages(name):
+    """As is done where the examples in docstrings are run; what needs such a package imports it there."""
+    optional = {
+        "awkward",
+        "babel",
+        "fastjet",
+        "gymnasium",
+        "higher",
+        "mujoco",
+        "pythia8",
+        "stable_baselines3",
+        "torchopt",
+    }
+    for node in ast.parse(FILES[name].read_text(encoding="utf-8")).body:
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert not optional & {module.split(".")[0] for module in modules}
+
+
 def test_no_cycles():
     list(TopologicalSorter(GRAPH).static_order())
     rooms = {room: set() for room in LEVEL}

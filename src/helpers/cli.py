@@ -6,17 +6,14 @@ Every mistake of the user's is one sentence on standard error and exit status 2;
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from helpers.errors import UserError
+from helpers.errors import UserError, exit_status
 from helpers.runtime import root
 
 # What only one command needs is imported there: `metabook train` then works with torch, numpy and four small packages.
@@ -53,7 +50,7 @@ def parameter(text: str) -> tuple[str, Any]:
 
 # ---------------------------------------- commands; each returns an exit status, None standing for 0
 def run(options: argparse.Namespace) -> None:
-    """Execute copies of chapters."""
+    """Execute copies of chapters, and print where they are."""
     from helpers import runtime
     from helpers.site import runner
 
@@ -228,7 +225,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
+    """The grammar of the command ``metabook``: what each of its commands takes."""
     top = _Parser(prog="metabook", description=(__doc__ or "").splitlines()[0])
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -328,22 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
     options, options.rest = grammar.parse_known_args(arguments)
     if options.rest and options.do is not bench:
         grammar.error(f"unrecognized arguments: {' '.join(options.rest)}")
-    with suppress(ValueError):  # only the main thread may; a request to terminate is then treated as Ctrl-C is
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return options.do(options) or 0
-    except UserError as error:
-        print(f"metabook: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("metabook: stopped; what was finished is kept, run the same command to go on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `metabook train --list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        print(f"metabook: {error.strerror or error} ({error.filename or 'no file named'})", file=sys.stderr)
-        return 2
+    return exit_status(options.do, options)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
 
 class UserError(Exception):
     """A mistake that the reader can mend: one sentence that says what is wrong and what to do about it."""
@@ -9,3 +16,31 @@ class UserError(Exception):
 
 class DataAbsent(UserError):
     """A raw data set, which is no part of the repository, is not on this machine and could not be downloaded."""
+
+
+def exit_status(action: Callable[..., Any], *arguments: Any, **options: Any) -> int:
+    """Call what a command does, and say in one sentence on standard error what the reader can mend.
+
+    From here on a request to terminate is treated as Ctrl-C is.
+
+    Returns:
+        What ``action`` returns where that is a whole number, else 0; 2 after a :class:`UserError` or an error of the
+        system, 130 after Ctrl-C.
+    """
+    with suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        result = action(*arguments, **options)
+    except UserError as error:
+        message, status = str(error), 2
+    except KeyboardInterrupt:
+        message, status = "stopped; what was finished is kept, run the same command to go on", 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `metabook train --list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        message, status = f"{error.strerror or error} ({error.filename or 'no file named'})", 2
+    else:
+        return result if isinstance(result, int) else 0
+    print(f"metabook: {message}", file=sys.stderr)
+    return status

@@ -35,6 +35,11 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
 
     Raises:
         UserError: if there is not one label for each row of logits.
+
+    >>> import helpers, torch
+    >>> logits, labels = torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 1])
+    >>> bool(helpers.cross_entropy(logits, labels) < helpers.cross_entropy(logits, 1 - labels))
+    True
     """
     _one_each(outputs, y)
     return functional.cross_entropy(outputs, y)
@@ -134,6 +139,12 @@ class LearnedLoss:
         UserError: if the body has more than one output.
 
     Source: Bechtle et al. (2020), section III.
+
+    >>> import helpers, torch
+    >>> loss = LearnedLoss(helpers.MLP((2, 8, 1)))  # it sees a prediction and a target
+    >>> psi = loss.init(helpers.generator(0))
+    >>> list(psi)[:2], bool(loss(psi, torch.ones(5, 1), torch.ones(5, 1), torch.zeros(5, 1)) >= 0)
+    (['loss:linear1.weight', 'loss:linear1.bias'], True)
     """
 
     body: MLP

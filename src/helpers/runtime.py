@@ -70,6 +70,11 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
     Raises:
         UserError: for a seed that is no whole number of at least 0 and below 2⁶⁴.
+
+    >>> import helpers, torch
+    >>> first, again = (torch.rand(3, generator=helpers.generator(7)) for _ in range(2))
+    >>> torch.equal(first, again)
+    True
     """
     from helpers.validate import whole  # which needs the UserError of this module
 

@@ -46,6 +46,12 @@ class Examples(NamedTuple):
     Attributes:
         x: inputs, ``[tasks, examples, ...]``.
         y: targets, ``[tasks, examples, ...]`` (regression) or ``[tasks, examples]`` class numbers (classification).
+
+    >>> import helpers, torch
+    >>> examples = helpers.Examples(torch.rand(4, 10, 1), torch.rand(4, 10, 1))  # ten examples of each of four tasks
+    >>> x, y = examples
+    >>> x.shape
+    torch.Size([4, 10, 1])
     """
 
     x: Tensor
@@ -58,6 +64,12 @@ class Tasks(NamedTuple):
     Attributes:
         support: the examples that the inner loop sees (the training set of the task).
         query: the examples that the outer loss is computed on (the test set of the task).
+
+    >>> import helpers, torch
+    >>> shown, asked = (helpers.Examples(torch.rand(4, n, 1), torch.rand(4, n, 1)) for n in (10, 5))
+    >>> tasks = helpers.Tasks(support=shown, query=asked)
+    >>> tasks.support.x.shape, tasks.query.y.shape
+    (torch.Size([4, 10, 1]), torch.Size([4, 5, 1]))
     """
 
     support: Examples
@@ -92,7 +104,7 @@ class Learner(Protocol):
 
     @abstractmethod
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """Fresh meta-parameters θ."""
+        """Fresh meta-parameters θ on the generator's device, a dictionary without task axes."""
 
     @abstractmethod
     def task_loss(self, theta: Params, task: Any) -> Tensor:

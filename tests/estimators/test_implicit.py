@@ -7,8 +7,8 @@ from functools import cache, partial
 
 import pytest
 import torch
+from families import FAMILIES, TASKS, Linear, case, error, linear_tasks
 from refusals import refused
-from test_explicit import FAMILIES, TASKS, Linear, case, error, linear_tasks
 from torch.func import grad, vmap
 
 from helpers import estimators, losses, runtime

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from refusals import refused
-from test_jets import crowd
+from toy_jets import crowd
 
 from helpers import estimators, losses
 from helpers.experiments import jets as taggers

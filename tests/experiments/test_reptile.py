@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from families import FAMILIES, TASKS, case, error
 from refusals import refused
-from test_explicit import FAMILIES, TASKS, case, error
 from torch.func import grad, vmap
 
 from helpers import losses

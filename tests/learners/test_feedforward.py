@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from families import FAMILIES, TASKS, error
 from refusals import refused
-from test_explicit import FAMILIES, TASKS, error
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
@@ -36,7 +36,7 @@ def spread(theta, draws):
 
 
 def drawn(family, n=6):
-    """Tasks of a family of test_explicit, every class in every support set."""
+    """Tasks of one of FAMILIES, every class in every support set."""
     f, draws = FAMILIES[family], generator(11)
     tasks = Tasks(f.examples(n, draws), f.examples(5, draws))
     if f.loss is losses.cross_entropy:

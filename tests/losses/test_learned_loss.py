@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import FAMILIES, TASKS, error
 from refusals import refused
-from test_explicit import FAMILIES, TASKS, error
 from torch.func import grad
 
 from helpers import losses

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
+from families import error
 from refusals import refused
-from test_explicit import error
 from torch.nn import functional
 
 from helpers import losses

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
+from families import FAMILIES, Family, case, error, plain_loop
 from refusals import refused
-from test_explicit import FAMILIES, Family, case, error, plain_loop
 from torch.nn import functional
 
 from helpers import losses

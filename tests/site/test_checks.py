@@ -85,6 +85,14 @@ def test_an_empty_checkout_passes_nothing(project, tier, capsys):
     assert checks.run([tier]) == 1
 
 
+def test_examples_in_docstrings_are_tests(project):
+    (project / "src/helpers").mkdir(parents=True)
+    (project / "src/helpers/__init__.py").write_text('""">>> 1 + 1\n2\n"""')
+    (project / "src/helpers/wrong.py").write_text('""">>> 1 + 1\n3\n"""')
+    (project / "tests/test_one.py").write_text("def test_one(): pass")
+    assert checks._unit().counts == Counter(passed=2, failed=1)
+
+
 # ---------------------------------------- chapters
 
 

@@ -186,7 +186,7 @@ def test_interrupt_keeps_what_is_done_and_leaves_no_kernel(project):
     child.send_signal(signal.SIGINT)
     _, error = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert "interrupted; what was finished is kept" in error and "Traceback" not in error
+    assert "stopped; what was finished is kept" in error and "Traceback" not in error
     kernel = int((project / "pid").read_text() or 0)
     for _ in range(100):
         try:

@@ -32,6 +32,14 @@ def maml(learner: Learner, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]
 
     Source: Finn, Abbeel and Levine (2017), equation 1 and algorithm 1, line 8. Written out in the MAML chapter,
     section "The core".
+
+    >>> import helpers
+    >>> g = helpers.generator(0)
+    >>> learner = helpers.GradientDescent(helpers.MLP((1, 8, 1)), helpers.mean_squared_error, rate=0.01, steps=2)
+    >>> theta, tasks = learner.init(g), helpers.Sinusoids().sample(4, g)
+    >>> gradient, losses = helpers.maml(learner, theta, tasks)
+    >>> gradient.keys() == theta.keys(), losses.shape
+    (True, torch.Size([4]))
     """
     check("MAML", learner, theta, tasks)
 
@@ -51,6 +59,14 @@ def fomaml(learner: Descent, theta: Params, tasks: Tasks) -> tuple[Params, Tenso
     adapted parameters is computed.
 
     Source: Finn, Abbeel and Levine (2017), section 5.2, "first-order approximation".
+
+    >>> import helpers, torch
+    >>> g = helpers.generator(0)
+    >>> learner = helpers.GradientDescent(helpers.MLP((1, 8, 1)), helpers.mean_squared_error, rate=0.1)
+    >>> theta, tasks = learner.init(g), helpers.Sinusoids().sample(4, g)
+    >>> (exact, losses), (short, same) = (f(learner, theta, tasks) for f in (helpers.maml, helpers.fomaml))
+    >>> torch.allclose(losses, same), torch.allclose(exact["linear2.bias"], short["linear2.bias"])
+    (True, False)
     """
     if not hasattr(learner, "first_order"):
         raise UserError(f"first-order MAML holds inner gradients constant, and {name_of(learner)} has none: use maml")
@@ -73,6 +89,13 @@ def reptile(learner: Descent, theta: Params, tasks: Tasks) -> tuple[Params, Tens
         θ − mean φ, a dictionary like θ, and the query losses ``[tasks]``, which are measured and otherwise unused.
 
     Source: Nichol, Achiam and Schulman (2018), algorithm 2 (the batch version). Written out in the Reptile chapter.
+
+    >>> import helpers
+    >>> g = helpers.generator(0)
+    >>> learner = helpers.GradientDescent(helpers.MLP((1, 8, 1)), helpers.mean_squared_error, rate=0.01, steps=5)
+    >>> theta, tasks = learner.init(g), helpers.Sinusoids().sample(4, g)
+    >>> step, losses = helpers.reptile(learner, theta, tasks)
+    >>> theta = {name: value - 0.1 * step[name] for name, value in theta.items()}  # ε = 0.1
     """
     check("Reptile", learner, theta, tasks, carries=True)
     adapted = adapted_names("Reptile", learner, theta)
@@ -96,6 +119,14 @@ def combination(weights: Sequence[float]) -> Estimator:
         An estimator for learners such as :class:`~helpers.learners.minibatch.MinibatchDescent`.
 
     Source: Nichol, Achiam and Schulman (2018), section 6.2 and Figure 3.
+
+    >>> import helpers, torch
+    >>> g = helpers.generator(0)
+    >>> learner = helpers.GradientDescent(helpers.MLP((1, 8, 1)), helpers.mean_squared_error, rate=0.01, steps=2)
+    >>> theta, tasks = learner.init(g), helpers.Sinusoids().sample(4, g)
+    >>> both, _ = combination((1, 1))(learner, theta, tasks)
+    >>> torch.allclose(0.01 * both["linear2.bias"], helpers.reptile(learner, theta, tasks)[0]["linear2.bias"])
+    True
     """
 
     def one(learner: Descent, theta: Params, task: Tasks) -> tuple[Params, Tensor]:
@@ -133,6 +164,14 @@ def chunked(estimator: Estimator, size: int | None) -> Estimator:
 
     On a CPU small chunks are also faster, since the activations of a few tasks stay in the cache. ``None`` leaves it
     as it is.
+
+    >>> import helpers, torch
+    >>> g = helpers.generator(0)
+    >>> learner = helpers.GradientDescent(helpers.MLP((1, 8, 1)), helpers.mean_squared_error, rate=0.01)
+    >>> theta, tasks = learner.init(g), helpers.Sinusoids().sample(4, g)
+    >>> whole, parts = (f(learner, theta, tasks)[0] for f in (helpers.maml, helpers.chunked(helpers.maml, 2)))
+    >>> all(torch.allclose(whole[name], parts[name], atol=1e-5) for name in theta)
+    True
     """
     if size is None:
         return estimator
@@ -164,6 +203,14 @@ def stepwise() -> Estimator:
 
     Returns:
         An estimator equal to :func:`maml`, for learners whose task loss is that of :class:`~helpers.types.Descent`.
+
+    >>> import helpers, torch
+    >>> g = helpers.generator(0)
+    >>> learner = helpers.GradientDescent(helpers.MLP((1, 1)), helpers.mean_squared_error, rate=0.01, steps=3)
+    >>> theta, tasks = learner.init(g), helpers.Sinusoids().sample(4, g)
+    >>> whole, parts = (f(learner, theta, tasks)[0] for f in (helpers.maml, helpers.stepwise()))
+    >>> all(torch.allclose(whole[name], parts[name], atol=1e-5) for name in theta)
+    True
     """
 
     advance, measure = linearized(inner_step, by=(1, 2)), traced(query_gradient)

@@ -59,6 +59,14 @@ class ImplicitGradient:  # noqa: N801 (an estimator, like the functions beside i
     returns ``(gradient, losses)``; :meth:`solve` says more.
 
     Source: Rajeswaran, Finn, Kakade and Levine (2019), algorithms 1 and 2. Written out in the iMAML chapter.
+
+    >>> import helpers
+    >>> g, network, loss = helpers.generator(0), helpers.MLP((1, 8, 1)), helpers.mean_squared_error
+    >>> learner = helpers.Proximal(network, loss, rate=0.05, steps=10, strength=2.0)
+    >>> theta, tasks = learner.init(g), helpers.Sinusoids().sample(4, g)
+    >>> found = helpers.imaml().solve(learner, theta, tasks)  # called itself, it is an estimator
+    >>> found.gradient.keys() == theta.keys(), found.stationarity.shape
+    (True, torch.Size([4]))
     """
 
     def __init__(

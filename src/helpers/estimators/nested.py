@@ -1,9 +1,9 @@
 """Learners of the next floor up: meta-training itself as what is adapted, and its start as what is learned.
 
 Every estimator asks a learner for ``task_loss(theta, task)`` and maps it over the leading axis of ``tasks``. Nothing
-says that a task is a regression. :class:`MetaLearner` takes a *family* of tasks for one task: its support set is a batch of
-tasks of the family, adapting is some steps of meta-training on them, and the query loss is the meta-objective on other
-tasks of the same family. So ``estimators.maml(MetaLearner(learner, ...), theta, families)`` is the gradient of the third
+says that a task is a regression. :class:`MetaLearner` takes a *family* of tasks for one task: its support set is a
+batch of tasks of the family, adapting is some steps of meta-training on them, and the query loss is the meta-objective
+on other tasks of the same family. So ``maml(MetaLearner(learner, ...), theta, families)`` is the gradient of the third
 level, with third derivatives through both loops, and a ``MetaLearner`` of a ``MetaLearner`` goes on from there.
 
 One level up every tensor of the tasks gets one more leading axis, and ``Tasks`` are nested: a batch of families is
@@ -52,6 +52,14 @@ class MetaLearner(Descent):
 
     Source: Finn, Abbeel and Levine (2017), algorithm 1, is one step of it; to differentiate through the steps is the
     book's own extension.
+
+    >>> import helpers
+    >>> g, family = helpers.generator(0), helpers.Sinusoids(shots=5, queries=5)
+    >>> below = helpers.GradientDescent(helpers.MLP((1, 8, 1)), helpers.mean_squared_error, rate=0.01)
+    >>> learner = MetaLearner(below, rate=0.001, steps=2)
+    >>> theta, task = learner.init(g), Tasks(support=family.sample(4, g), query=family.sample(4, g))  # one family
+    >>> learner.task_loss(theta, task).shape
+    torch.Size([])
     """
 
     inner: Learner
@@ -132,7 +140,7 @@ def evaluations(learner: Learner, sizes: Sequence[tuple[int, int]] = (), order: 
     E(learner, d) for the evaluations of a task loss that is differentiated d times,
 
         E(gradient descent, k steps; d) = k · [order d + 1] + 1 · [order d],
-        E(Meta, s steps on b tasks each, q query tasks; d) = s · b · E(inner; d + 1) + q · E(inner; d).
+        E(MetaLearner, s steps on b tasks each, q query tasks; d) = s · b · E(inner; d + 1) + q · E(inner; d).
 
     A step contains a gradient and so adds one order; the query loss does not. A first-order floor adds none.
 
@@ -145,8 +153,13 @@ def evaluations(learner: Learner, sizes: Sequence[tuple[int, int]] = (), order: 
         Numbers by order, for one task of the learner; multiply by the size of the batch.
 
     Raises:
-        UserError: if ``sizes`` are not as many as there are ``MetaLearner`` learners, or a learner has no number of steps, or
-            a step or task loss of its own.
+        UserError: if ``sizes`` are not as many as there are learners of that kind, or a learner has no number of
+            steps, or a step or task loss of its own.
+
+    >>> import helpers
+    >>> learner = helpers.GradientDescent(helpers.MLP((1, 8, 1)), helpers.mean_squared_error, rate=0.01, steps=5)
+    >>> dict(evaluations(learner))  # five of the second order, one of the first
+    {2: 5, 1: 1}
     """
     if isinstance(learner, MetaLearner):
         if not sizes:

@@ -12,7 +12,7 @@ class Recorded:
     """What the experiments' dataclasses share: their configuration is their fields."""
 
     def config(self) -> dict[str, Any]:
-        """The configuration as JSON."""
+        """The fields by their names, fit for JSON."""
         return asdict(self)
 
 

@@ -182,7 +182,7 @@ class OmniglotTraining:
         return tree_map(lambda t: t.to(self.device), tasks)
 
     def init(self, generator: torch.Generator) -> Params:
-        """The first meta-parameters."""
+        """The learner's fresh θ, or that of the checkpoint in which the experiment starts."""
         if not self.experiment.start:
             return self.learner.init(generator)
         return {name: value.to(self.device) for name, value in checkpoints.load_theta(self.experiment.start).items()}

@@ -110,7 +110,7 @@ class Comparison(Recorded):
         return max(1, -(-self.iterations // self.looks))
 
     def config(self) -> dict[str, Any]:
-        """The configuration as JSON."""
+        """The fields, and what follows from the budget: iterations, and how far apart the points of the curve are."""
         return super().config() | {"iterations": self.iterations, "evaluate_every": self.evaluate_every}
 
     def data(self) -> dict[str, Any]:

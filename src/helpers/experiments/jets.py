@@ -116,7 +116,7 @@ class Tagging(OnJets):
 
     @property
     def view(self) -> View:
-        """What the tagger sees."""
+        """What the tagger sees of a jet: an image or particles, zoomed or not."""
         return View("image" if self.tagger == "images" else "particles", zoom=jets.W_MASS if self.zoom else None)
 
     def learner(self, inner: str | None = None) -> GradientDescent:

@@ -41,7 +41,6 @@ class Cuts(OnJets):
     paper: str = "jets"
 
     def setup(self, device: torch.device, compiled: bool) -> CutsMeasured:
-        """Read the jets."""
         return CutsMeasured(self, jets.load().to(device), device)
 
 
@@ -52,11 +51,11 @@ class CutsMeasured:
         self.experiment, self.samples, self.device = experiment, samples, device
 
     def init(self, generator: torch.Generator) -> Params:
-        """Nothing."""
+        """An empty θ, since cuts have no parameters."""
         return {}
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
-        """Nothing."""
+        """An empty gradient, like θ, and a loss of 0."""
         return {}, torch.zeros((), device=self.device)
 
     def seen(self, domain: Domain, process: str, split: str) -> jets.Observables:

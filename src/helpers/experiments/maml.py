@@ -164,7 +164,6 @@ class Training:
         self.estimator = estimators.chunked(estimator, self.experiment.chunk if self.device.type == "cpu" else None)
 
     def init(self, generator: torch.Generator) -> Params:
-        """Fresh meta-parameters."""
         return self.learner.init(generator)
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
@@ -216,7 +215,6 @@ class SinusoidStudy(Recorded):
         return {"data": "sinusoids"}
 
     def setup(self, device: torch.device, compiled: bool) -> SinusoidTraining:
-        """Make the learners."""
         return SinusoidTraining(self, device)
 
 

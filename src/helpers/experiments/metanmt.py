@@ -167,11 +167,11 @@ class Translation(Recorded):
 
     @property
     def evaluate_every(self) -> int:
-        """At the end only."""
+        """As many as there are iterations: it is evaluated at the end only."""
         return self.iterations
 
     def config(self) -> dict[str, Any]:
-        """The configuration as JSON."""
+        """The fields, and the number of iterations that follows from the budget."""
         return super().config() | {"iterations": self.iterations, "evaluate_every": self.evaluate_every}
 
     def data(self) -> dict[str, Any]:
@@ -179,11 +179,9 @@ class Translation(Recorded):
         return names.load().provenance
 
     def model(self) -> Seq2Seq:
-        """The network."""
         return Seq2Seq(VOCABULARY, LONGEST, self.hidden, self.embedding)
 
     def setup(self, device: torch.device, compiled: bool) -> TranslationTraining:
-        """Load the names."""
         return TranslationTraining(self, names.load(), device)
 
 

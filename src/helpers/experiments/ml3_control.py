@@ -202,7 +202,7 @@ class Reaching(Ml3Experiment):
         return LossDescent(model, loss, self.inner_rate, self.inner_steps, learned=learned)
 
     def tasks(self, count: int, generator: torch.Generator) -> Started:
-        """Starts with goals."""
+        """Initial states with goals, and the policies that each task starts from."""
         env = self.env()
         start = env.reset(count, generator)
         if self.goals is None:
@@ -216,7 +216,6 @@ class Reaching(Ml3Experiment):
         return Started(examples, examples, few_starts(self, self.policies, count, generator))
 
     def setup(self, device: torch.device, compiled: bool) -> ReachingTraining:
-        """Make the learner."""
         return ReachingTraining(self, device)
 
     def distance(self, phi: Params, query: Examples) -> Tensor:

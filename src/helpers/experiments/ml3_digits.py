@@ -93,7 +93,7 @@ class Digits(Recorded):
     paper: str = "ml3"
 
     def data(self) -> dict[str, Any]:
-        """Digests of the images."""
+        """Name and digests of the set of digits."""
         return digits.provenance(self.images)
 
     def pairs(self) -> list[tuple[tuple[digits.Pair, ...], tuple[digits.Pair, ...]]]:
@@ -101,7 +101,7 @@ class Digits(Recorded):
         return [digits.pairs(self.seed + number, self.train_pairs) for number in range(self.seeds)]
 
     def model(self, pixels: int) -> MLP:
-        """The optimizee of meta-training."""
+        """The optimizee of meta-training, a network of two outputs for images of so many pixels."""
         return MLP((pixels, *self.hidden, 2), scale=None)
 
     def other(self, pixels: int) -> Model:

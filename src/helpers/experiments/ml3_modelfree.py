@@ -185,7 +185,6 @@ class ModelFree(Recorded):
         return LossDescent(GaussianPolicy(mean, self.first_std), surrogate, self.inner_rate, learned=learned)
 
     def setup(self, device: torch.device, compiled: bool) -> ModelFreeTraining:
-        """Make the learner."""
         return ModelFreeTraining(self, device)
 
 

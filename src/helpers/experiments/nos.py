@@ -173,7 +173,7 @@ class Search(Recorded):
             raise UserError(f"{self.rounds} rounds of {self.ppo_steps} steps are not {self.iterations} iterations")
 
     def data(self) -> dict[str, Any]:
-        """Digests of the images."""
+        """Name and digests of the images that the children are trained on."""
         return data_provenance(self.children.data_set)
 
     def setup(self, device: torch.device, compiled: bool) -> SearchRun:
@@ -181,7 +181,6 @@ class Search(Recorded):
         return SearchRun(self, self.children.population(fused=compiled, device=device))
 
     def controller(self) -> Controller:
-        """The controller's network."""
         return Controller(len(grammar(self.depth)), self.size)
 
 
@@ -313,7 +312,7 @@ class SearchRun:
         return {"spot_again_reward": interval(torch.tensor([outcome.reward for outcome in again]))}
 
     def table(self, theta: Params) -> list[dict[str, Any]]:
-        """See :func:`table`."""
+        """What was proposed and what came of it, a row each: :func:`table` of this search."""
         return table(self.search, theta)
 
 

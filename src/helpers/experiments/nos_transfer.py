@@ -98,7 +98,7 @@ class Transfer(Recorded):
         return self.rules + tuple((f"found{i}", rule, None) for i, rule in enumerate(new[: self.found], start=1))
 
     def setup(self, device: torch.device, compiled: bool) -> TransferRun:
-        """Load the data."""
+        """Load the data, and choose network, loss and score for the target."""
         loss, score = losses.cross_entropy, losses.accuracy
         if self.target == "translation":
             parts = [numerals.load(split) for split in numerals.SPLITS]
@@ -138,7 +138,7 @@ class TransferRun:
     test: Examples
 
     def init(self, generator: torch.Generator) -> Params:
-        """Nothing measured yet."""
+        """Empty tables of results, which the iterations fill."""
         t = self.transfer
         rules = len(t.entries)
         shapes = {"rates": (rules,), "sweep": (rules, len(t.rates)), "scores": (rules, t.seeds, 4), "done": ()}

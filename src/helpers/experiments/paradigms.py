@@ -117,7 +117,7 @@ class ParadigmExperiment(Recorded):
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Of a task."""
+        """Cross-entropy for classes, the mean squared error for sinusoids."""
         return losses.cross_entropy if self.ways else losses.mean_squared_error
 
     def learner(self) -> GradientDescent | Amortized:
@@ -336,7 +336,7 @@ class WayTraining:
 
     @property
     def kind(self) -> str:
-        """What is measured."""
+        """Name of the measure: accuracy for classes, ``mse`` for sinusoids."""
         return "accuracy" if self.experiment.ways else "mse"
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:

@@ -103,7 +103,6 @@ class OmniglotTraining:
         self.estimator = tracing.FORMS[form](estimators.reptile)
 
     def init(self, generator: torch.Generator) -> Params:
-        """Fresh meta-parameters."""
         return self.learner.init(generator)
 
     def tasks(self, generator: torch.Generator) -> Tasks:
@@ -328,7 +327,6 @@ class SineDemo(Recorded):
         return MinibatchDescent(model, losses.mean_squared_error, self.inner_rate)
 
     def setup(self, device: torch.device, compiled: bool) -> SineTraining:
-        """Make the learner."""
         return SineTraining(self, device)
 
 
@@ -343,7 +341,7 @@ class SineTraining:
         return vmap(lambda theta, tasks: estimators.reptile(self.learner, theta, tasks))(theta, tasks)
 
     def init(self, generator: torch.Generator) -> Params:
-        """θ ``[seeds, ...]``."""
+        """θ of every seed, tensors ``[seeds, ...]``."""
         drawn = [self.learner.init(generator) for _ in range(self.experiment.seeds)]
         return stacked(drawn)
 

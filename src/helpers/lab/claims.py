@@ -110,6 +110,10 @@ def verdict(claim: Claim, records: dict[str, Record]) -> str:
     *Reproduced*: the record's 95 % interval reaches the claim's, or lies on its better side. *Direction holds*: it does
     not, but every comparison under ``direction`` holds with the two intervals apart. A claim without a number consists
     of its comparisons alone, so it is reproduced where they hold. *Not run*: a record that is needed is missing.
+
+    >>> claim = load_claims("maml")[0]
+    >>> claim.paper, verdict(claim, {})
+    ('maml', 'not run')
     """
     record = records.get(claim.experiment)
     if record is None:

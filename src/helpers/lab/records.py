@@ -25,7 +25,7 @@ KEYS = ("experiment", "paper", "status", "iterations", "metrics", "config", "pro
 
 
 def folder() -> Path:
-    """Where records live."""
+    """Where records live: ``data/records`` under the root of the checkout."""
     return root() / "data" / "records"
 
 

@@ -28,6 +28,11 @@ def interval(samples: Tensor) -> Interval:
 
     Raises:
         UserError: without a sample.
+
+    >>> import torch
+    >>> found = interval(torch.tensor([0.0, 1.0, 1.0, 0.0]))
+    >>> found.value, found.n
+    (0.5, 4)
     """
     samples = samples.double().flatten()
     if not len(samples):
@@ -65,6 +70,11 @@ def over_seeds(samples: Tensor) -> Interval:
 
     Raises:
         UserError: without a run.
+
+    >>> import torch
+    >>> runs = torch.tensor([0.1, 0.2, 0.3])
+    >>> over_seeds(runs).value == interval(runs).value, over_seeds(runs).ci95 > 2 * interval(runs).ci95
+    (True, True)
     """
     result = interval(samples)
     return result._replace(ci95=result.ci95 / 1.96 * student(result.n - 1)) if result.n > 1 else result

@@ -331,6 +331,14 @@ def fit(
 
     Raises:
         UserError: for a number of iterations below 1, or rates that are negative or not finite.
+
+    >>> import helpers
+    >>> g, family = helpers.generator(0), helpers.Sinusoids()
+    >>> learner = helpers.GradientDescent(helpers.MLP((1, 8, 1)), helpers.mean_squared_error, rate=0.01)
+    >>> start = learner.init(g)
+    >>> theta, losses = helpers.fit(lambda theta, _: helpers.maml(learner, theta, family.sample(4, g)), start, 3)
+    >>> theta.keys() == start.keys(), losses.shape
+    (True, torch.Size([3]))
     """
     whole(iterations, "number of iterations")
     positive(outer_rate, "outer rate", zero=True)

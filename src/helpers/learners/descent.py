@@ -62,6 +62,14 @@ class GradientDescent(Descent):
             of texts; and, where the learner is used, if nothing begins with one of them.
 
     Source: Finn, Abbeel and Levine (2017), algorithm 1, line 6.
+
+    >>> import helpers, torch
+    >>> learner = helpers.GradientDescent(helpers.MLP((1, 8, 1)), helpers.mean_squared_error, rate=0.1, steps=3)
+    >>> theta, x = learner.init(helpers.generator(0)), torch.linspace(-1, 1, 10)[:, None]
+    >>> examples = helpers.Examples(x, x + 1)
+    >>> phi = learner.adapt(theta, examples)
+    >>> bool(learner.query_loss(phi, examples) < learner.query_loss(theta, examples))
+    True
     """
 
     model: Model

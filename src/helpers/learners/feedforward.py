@@ -1,7 +1,7 @@
 """Learners that do not descend: what they do with a support set is computed forwards, by a network that was learned.
 
 They have the shape of every learner, ``φ = adapt(θ, support)`` and ``task_loss(θ, task)``, so that the estimator and
-the outer loop are those of the other chapters: ``estimators.maml(Prototypes(...), theta, tasks)``. No gradient is
+the outer loop are those of the other chapters: ``maml(Prototypes(...), theta, tasks)``. No gradient is
 taken at test time.
 """
 
@@ -52,11 +52,11 @@ class Amortized(ABC):
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Of predictions and targets."""
+        """``loss(outputs, y)``: cross-entropy for classes, the mean squared error for numbers."""
         return cross_entropy if self.ways else mean_squared_error
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """Fresh θ."""
+        """Fresh θ: the parameters of ``features``, under ``features.``."""
         return {FEATURES + name: value for name, value in self.features.init(generator, dtype).items()}
 
     def look(self, params: Params, x: Tensor) -> Tensor:
@@ -100,6 +100,13 @@ class Recurrent(Amortized):
         hidden: units of the state.
 
     Source: Hochreiter, Younger and Conwell (2001); Santoro et al. (2016), who have an outer memory beside the state.
+
+    >>> import helpers
+    >>> g, reader = helpers.generator(0), Recurrent(helpers.MLP((1, 8)), width=8, hidden=16)
+    >>> theta, tasks = reader.init(g), helpers.Sinusoids().sample(4, g)
+    >>> gradient, losses = helpers.maml(reader, theta, tasks)
+    >>> gradient.keys() == theta.keys(), losses.shape
+    (True, torch.Size([4]))
     """
 
     width: int = 40
@@ -180,6 +187,12 @@ class Neighbours(Amortized):
         sharpness: of the softmax of minus the squared distances.
 
     Source: Vinyals et al. (2016), equation 1, with distances in place of cosines.
+
+    >>> import torch
+    >>> nearest = Neighbours(AsItIs(), ways=2, sharpness=float("inf"))
+    >>> phi = nearest.adapt({}, Examples(torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1])))
+    >>> nearest.predict(phi, torch.tensor([[0.2], [0.9]])).argmax(-1).tolist()
+    [0, 1]
     """
 
     sharpness: float = 1.0
@@ -211,7 +224,7 @@ class AsItIs:
     """The network without parameters: features are the input itself, as one row of numbers."""
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """Nothing."""
+        """An empty dictionary, since there are no parameters."""
         return {}
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
@@ -224,5 +237,5 @@ class AsItIs:
 
     @property
     def head(self) -> str:
-        """It has no layer."""
+        """An empty prefix, since there is no layer."""
         return ""

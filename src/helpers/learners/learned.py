@@ -37,6 +37,14 @@ class LearnedDescent(GradientDescent):
         UserError: for ``learn_rates`` beside a rule, which goes at no rate, or without a start in θ to belong to.
 
     Source: Bechtle et al. (2020), algorithm 1; Andrychowicz et al. (2016), equation 3; Finn et al. (2017), algorithm 1.
+
+    >>> import helpers
+    >>> g, network, learned = helpers.generator(0), helpers.MLP((1, 8, 1)), LearnedLoss(helpers.MLP((2, 8, 1)))
+    >>> learner = helpers.LearnedDescent(network, helpers.mean_squared_error, rate=0.01, learned=learned)
+    >>> tasks = started(network, helpers.Sinusoids().sample(4, g), g)  # the start is not learned, so they give it
+    >>> gradient, losses = helpers.maml(learner, learner.init(g), tasks)
+    >>> next(iter(gradient)), losses.shape
+    ('loss:linear1.weight', torch.Size([4]))
     """
 
     learned: LearnedLoss | None = None

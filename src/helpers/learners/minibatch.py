@@ -25,6 +25,15 @@ class MinibatchDescent(GradientDescent):
         steps: use the first so many minibatches; by default all of them.
 
     Source: Nichol, Achiam and Schulman (2018), algorithm 1, with SGD inside.
+
+    >>> import helpers
+    >>> from helpers.tasks.batches import minibatches
+    >>> g = helpers.generator(0)
+    >>> support, query = helpers.Sinusoids(shots=10).sample(4, g)
+    >>> learner = helpers.MinibatchDescent(helpers.MLP((1, 8, 1)), helpers.mean_squared_error, rate=0.01)
+    >>> tasks = helpers.Tasks(minibatches(support, size=5, count=3, generator=g), query)  # three inner steps
+    >>> helpers.reptile(learner, learner.init(g), tasks)[1].shape
+    torch.Size([4])
     """
 
     steps: int | None = None

@@ -29,6 +29,12 @@ class Proximal(GradientDescent):
         UserError: for an unknown kind of ``learn_strength``, or a strength that is not positive and finite.
 
     Source: Rajeswaran, Finn, Kakade and Levine (2019), equation 3; section 3 proposes the matrix.
+
+    >>> import helpers
+    >>> network, loss = helpers.MLP((1, 8, 1)), helpers.mean_squared_error
+    >>> learner = helpers.Proximal(network, loss, rate=0.01, steps=3, strength=2.0, learn_strength="layer")
+    >>> sorted(learner.init(helpers.generator(0)))[-2:]  # one learned pull for each parameter tensor
+    ['strength:linear2.bias', 'strength:linear2.weight']
     """
 
     strength: float = 1.0
@@ -124,7 +130,7 @@ class HessianFree(Proximal):
             finite(length, "step length")
 
     def step(self, theta: Params, phi: Params, support: Examples) -> Params:
-        """One truncated Newton step."""
+        """One truncated Newton step from φ, along the best of the step lengths."""
         adapted, frozen = self._adapted(phi)
         gradient, curvature = vjp(lambda p: self.inner_gradient(theta, p | frozen, support), adapted)
         batch = {name: -g[None] for name, g in gradient.items()}  # the solver wants an axis of problems

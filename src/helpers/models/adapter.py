@@ -110,15 +110,12 @@ def from_module(module: nn.Module, head: str | None = None) -> ModuleModel:
     Raises:
         UserError: if it holds a layer that cannot be meta-learned; the sentence says what to use instead.
 
-    >>> from helpers import estimators, losses
-    >>> from helpers.learners.descent import GradientDescent
-    >>> from helpers.tasks import Sinusoids
+    >>> import helpers
     >>> net = nn.Sequential(nn.Linear(1, 40), nn.LayerNorm(40), nn.GELU(), nn.Linear(40, 1))
-    >>> learner = GradientDescent(from_module(net), losses.mean_squared_error, rate=0.01, steps=2)
-    >>> draws = torch.Generator().manual_seed(0)
-    >>> theta = learner.init(draws)
-    >>> gradient, found = estimators.maml(learner, theta, Sinusoids().sample(4, draws))
-    >>> gradient["3.weight"].shape, found.shape, learner.model.head
+    >>> learner = helpers.GradientDescent(from_module(net), helpers.mean_squared_error, rate=0.01, steps=2)
+    >>> draws = helpers.generator(0)
+    >>> gradient, losses = helpers.maml(learner, learner.init(draws), helpers.Sinusoids().sample(4, draws))
+    >>> gradient["3.weight"].shape, losses.shape, learner.model.head
     (torch.Size([1, 40]), torch.Size([4]), '3.')
     """
     if not isinstance(module, nn.Module):

@@ -52,6 +52,14 @@ class ConvNet:
 
     Source: Finn, Abbeel and Levine (2017), section 5.2; otherwise initialised as in the official code (Xavier for
     convolutions). With ``flatten`` and ``affine``, ``models.py`` of Reptile's official code.
+
+    >>> import helpers, torch
+    >>> network = helpers.ConvNet(ways=5, filters=8)
+    >>> params = network.init(helpers.generator(0))
+    >>> network(params, torch.zeros(3, 1, 28, 28)).shape
+    torch.Size([3, 5])
+    >>> network.is_adapted("conv1.weight"), network.is_adapted("norm1.shift")
+    (True, False)
     """
 
     ways: int
@@ -79,7 +87,7 @@ class ConvNet:
 
     @property
     def head(self) -> str:
-        """The linear map."""
+        """Prefix of the linear map's parameters."""
         return "head."
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:

@@ -74,7 +74,7 @@ class LeNet:
 
     @property
     def head(self) -> str:
-        """The last linear map."""
+        """Prefix of the last linear map's parameters."""
         return "linear2."
 
     def is_adapted(self, name: str) -> bool:

@@ -85,7 +85,7 @@ class MixedMLP:
 
     @property
     def head(self) -> str:
-        """The last linear map."""
+        """Prefix of the last linear map's parameters."""
         return self._plain.head
 
     @property
@@ -154,7 +154,7 @@ class MixedConvNet:
 
     @property
     def head(self) -> str:
-        """The linear map."""
+        """Prefix of the linear map's parameters."""
         return self._plain.head
 
     @property

@@ -64,6 +64,12 @@ class MLP:
 
     Source: Finn, Abbeel and Levine (2017), section 5.1 and 5.2; initialisation of the official code (weights from a
     normal distribution of deviation 0.01, cut at two deviations; biases 0).
+
+    >>> import helpers, torch
+    >>> network = helpers.MLP((1, 40, 40, 1))
+    >>> params = network.init(helpers.generator(0))
+    >>> list(params)[:2], network(params, torch.zeros(5, 1)).shape
+    (['linear1.weight', 'linear1.bias'], torch.Size([5, 1]))
     """
 
     sizes: tuple[int, ...]
@@ -88,7 +94,7 @@ class MLP:
 
     @property
     def head(self) -> str:
-        """The last linear map."""
+        """Prefix of the last linear map's parameters."""
         return f"linear{len(self.sizes) - 1}."
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:

@@ -62,7 +62,7 @@ class WideResNet:
 
     @property
     def head(self) -> str:
-        """The linear map."""
+        """Prefix of the linear map's parameters."""
         return "head."
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:

@@ -3,17 +3,16 @@
 A meta-gradient is easily wrong in a term that no training curve shows. What it should be the gradient of is a function
 that can be evaluated, and its differences need none of the code that is in question:
 
->>> from helpers import estimators, learners, losses, models, runtime
->>> from helpers.tasks import Sinusoids
+>>> import helpers, torch
 >>> from torch.utils._pytree import tree_map
->>> network = models.MLP((1, 4, 1), activation="tanh", scale=0.5)
->>> learner = learners.GradientDescent(network, losses.mean_squared_error, rate=0.1, steps=2)
->>> theta = learner.init(runtime.generator(0), torch.float64)
->>> tasks = tree_map(torch.Tensor.double, Sinusoids(5, 5).sample(2, runtime.generator(1)))
+>>> network = helpers.MLP((1, 4, 1), activation="tanh", scale=0.5)
+>>> learner = helpers.GradientDescent(network, helpers.mean_squared_error, rate=0.1, steps=2)
+>>> theta = learner.init(helpers.generator(0), torch.float64)
+>>> tasks = tree_map(torch.Tensor.double, helpers.Sinusoids(5, 5).sample(2, helpers.generator(1)))
 >>> reference = central_differences(lambda t: objective(learner, t, tasks), theta)
->>> bool(error(estimators.maml(learner, theta, tasks)[0], reference) < 1e-6)
+>>> bool(error(helpers.maml(learner, theta, tasks)[0], reference) < 1e-6)
 True
->>> bool(error(estimators.fomaml(learner, theta, tasks)[0], reference) < 1e-3)  # it leaves a term out
+>>> bool(error(helpers.fomaml(learner, theta, tasks)[0], reference) < 1e-3)  # it leaves a term out
 False
 """
 
@@ -70,6 +69,12 @@ def central_differences(function: Callable[[Params], Tensor], theta: Params, eve
 
     Raises:
         UserError: for an empty θ, or one that is not in double precision.
+
+    >>> import torch
+    >>> w = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    >>> found = central_differences(lambda theta: theta["w"].square().sum(), {"w": w})
+    >>> torch.allclose(found["w"], 2 * w)
+    True
     """
     if not theta or any(value.dtype != torch.float64 for value in theta.values()):
         raise UserError("differences need parameters, and double precision: pass θ and the tasks in torch.float64")

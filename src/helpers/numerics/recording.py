@@ -166,7 +166,7 @@ class Given:
         return _put(self.kind[1], iter(data))
 
     def call(self, function: Callable, tensors: Sequence[Tensor] | None = None, fixed: bool = False) -> Any:
-        """``function`` of :meth:`arguments`."""
+        """What ``function`` gives for these arguments, see :meth:`arguments`."""
         arguments, keywords = self.arguments(tensors, fixed)
         return function(*arguments, **keywords)
 

@@ -80,6 +80,12 @@ def conjugate_gradient(
         UserError: for an empty ``b``, or a number of steps, a damping or a tolerance below 0.
 
     Source: Hestenes and Stiefel (1952); Nocedal and Wright (2006), algorithm 5.2.
+
+    >>> import torch
+    >>> a, b = torch.tensor([1.0, 2.0, 4.0]), torch.ones(1, 3)  # one problem, with a diagonal matrix
+    >>> found = conjugate_gradient(lambda p: {"x": a * p["x"]}, {"x": b}, steps=3)
+    >>> torch.allclose(a * found.x["x"], b), found.indefinite.tolist()
+    (True, [False])
     """
 
     whole(steps, "number of steps", 0)

@@ -45,6 +45,12 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     Raises:
         UserError: by the returned function, where PyTorch would give a wrong derivative
             (:class:`~helpers.numerics.derivative_checks.DerivativeCheck`).
+
+    >>> import helpers, torch
+    >>> quick = helpers.traced(lambda x, rate: x - rate * x.sin())
+    >>> x = torch.linspace(0, 1, 5)
+    >>> torch.equal(quick(x, 0.5), x - 0.5 * x.sin()), torch.equal(quick(x, 0.1), x - 0.1 * x.sin())
+    (True, True)
     """
     return _specialized(function, _replay)
 

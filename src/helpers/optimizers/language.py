@@ -212,6 +212,10 @@ def parse(written: str) -> Expression:
 
     Raises:
         UserError: if the text is no rule of the language.
+
+    >>> rule = parse("sign(g) * m")
+    >>> rule == parse("m * sign(g)"), rule.leaves
+    (True, ('m', 'sign(g)'))
     """
     try:
         return _read(ast.parse(written.strip(), mode="eval").body, NESTING)

@@ -283,6 +283,14 @@ class RuleOptimizer(torch.optim.Optimizer):
     Raises:
         UserError: if the rule is none, a rate (also that of a group) is negative or not finite, the schedule unknown
             or without a number of steps; in a step, if weights are in float16.
+
+    >>> import torch
+    >>> w = torch.ones(3, requires_grad=True)
+    >>> optimizer = RuleOptimizer([w], "sign(g)", lr=0.25)
+    >>> w.square().sum().backward()
+    >>> optimizer.step()
+    >>> w.tolist()
+    [0.75, 0.75, 0.75]
     """
 
     def __init__(

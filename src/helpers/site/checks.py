@@ -1,6 +1,6 @@
 """The checks of the book, cheapest first: ``python -m helpers.site.checks [TIER ...]``, all of them when none is named.
 
-unit      pytest on the helpers
+unit      pytest on the helpers, and the examples in their docstrings
 chapters  every chapter once at its defaults, its outputs compared with the committed ones (:mod:`helpers.site.compare`)
 smoke     every chapter in the profile ``quick``, on the processor and on a stand-in for a GPU
 book      the site from the chapters that ``chapters`` ran, warnings as errors, every page looked at
@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers import runtime
-from helpers.errors import UserError
+from helpers.errors import UserError, exit_status
 from helpers.runtime import commit, root
-from helpers.site import builder, commands, compare, notebooks, runner
+from helpers.site import builder, compare, notebooks, runner
 
 STAND_IN = "tests/site/test_standin_chapters.py"
 COUNTS = ("passed", "failed", "errors", "skipped")
@@ -69,7 +69,7 @@ def _pytest(tier: str, *arguments: str) -> Result:
 
 
 def _unit() -> Result:
-    return _pytest("unit", "tests", "-m", "not records", f"--ignore={STAND_IN}")
+    return _pytest("unit", "tests", "src/helpers", "--doctest-modules", "-m", "not records", f"--ignore={STAND_IN}")
 
 
 def _over_budget(profile: str, out: Path) -> str:
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("tier", nargs="*", help=f"{', '.join(TIERS)}; all when none is named")
     parser.add_argument("--all", action="store_true", help="evaluate all records, not only those whose turn it is")
     given = parser.parse_args(argv)
-    return commands.report(run, given.tier, all_records=given.all)
+    return exit_status(run, given.tier, all_records=given.all)
 
 
 if __name__ == "__main__":

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
-from helpers.errors import UserError
+from helpers.errors import exit_status
 from helpers.site.builder import build, check_site
 from helpers.site.runner import refresh, run_chapters
-
-
-def report(action, *arguments, **options) -> int:
-    """Call ``action`` and return an exit status: what it returns, or 2 and one sentence for what a reader can mend."""
-    with contextlib.suppress(ValueError):  # only the main thread may
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        result = action(*arguments, **options)
-    except UserError as error:
-        print(f"metabook: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("metabook: interrupted; what was finished is kept.", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"metabook: {error.strerror or error} ({error.filename or 'no file named'}).", file=sys.stderr)
-        return 2
-    return result if isinstance(result, int) else 0
 
 
 def main(argv: Iterable[str] | None = None) -> int:
@@ -50,12 +30,12 @@ def main(argv: Iterable[str] | None = None) -> int:
     given = parser.parse_args(None if argv is None else list(argv))
     if given.command == "run":
         values = {name: yaml.safe_load(value) for name, value in given.parameter}
-        return report(run_chapters, given.chapter, given.profile, values, given.out, force=given.force)
+        return exit_status(run_chapters, given.chapter, given.profile, values, given.out, force=given.force)
     if given.command == "build":
-        return report(lambda: print(f"The book is at {build() / 'index.html'}"))
+        return exit_status(lambda: print(f"The book is at {build() / 'index.html'}"))
     if given.command == "check":
-        return report(lambda: print(f"{check_site()} pages are as they should be"))
-    return report(refresh, given.chapter)
+        return exit_status(lambda: print(f"{check_site()} pages are as they should be"))
+    return exit_status(refresh, given.chapter)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ from helpers.runtime import root
 
 
 def config() -> dict[str, Any]:
-    """The content of ``_config.yml``."""
+    """The content of ``_config.yml``.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     path = root() / "_config.yml"
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))

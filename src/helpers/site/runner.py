@@ -1,7 +1,7 @@
 """Run the chapters headless and build the site from them.
 
-    python -m helpers.site.runner run [CHAPTER ...] [--profile quick|book|paper] [-p NAME VALUE] [--out FOLDER]
-    [--force] python -m helpers.site.runner build | check | refresh [CHAPTER ...]
+    python -m helpers.site run [CHAPTER ...] [--profile quick|book|paper] [-p NAME VALUE] [--out FOLDER] [--force]
+    python -m helpers.site build | check | refresh [CHAPTER ...]
 
 ``run`` executes copies with papermill, so the working tree stays as it is: ``_build/book/NAME.ipynb``, beside it
 ``NAME.digest``, which says from what it was made and how many seconds it took. ``build`` stages the configuration, the

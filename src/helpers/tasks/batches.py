@@ -39,6 +39,12 @@ def minibatches(
             be larger than the task.
 
     Source: the official code of Nichol, Achiam and Schulman (2018), ``_mini_batches``.
+
+    >>> import helpers
+    >>> g = helpers.generator(0)
+    >>> tasks = helpers.Sinusoids(shots=10).sample(4, g)
+    >>> minibatches(tasks.support, size=5, count=3, generator=g).x.shape
+    torch.Size([4, 3, 5, 1])
     """
     whole_number(size, "size of a minibatch")
     whole_number(count, "number of minibatches")

@@ -159,19 +159,11 @@ class DigitPairs:
             )
 
     def sample(self, n_tasks: int, generator: torch.Generator) -> Tasks:
-        """Draw ``n_tasks`` tasks.
-
-        Args:
-            n_tasks: how many tasks, T.
-            generator: the only source of randomness; it must live on the device of ``images``.
+        """Draw ``n_tasks`` tasks; arguments and errors are those of :meth:`~helpers.tasks.episodes.FewShot.sample`.
 
         Returns:
-            ``Tasks`` with, for the support set (and alike for the query set with ``queries`` in place of ``shots``),
-            ``x``: float32 ``[T, shots, height * width]`` in [0, 1], ink = 1;
-            ``y``: int64 ``[T, shots]``, first all 0, then all 1.
-
-        Raises:
-            UserError: when ``n_tasks`` is not positive or the generator lives on another device.
+            ``Tasks`` with ``x`` float32 ``[T, shots, height * width]`` in [0, 1], ink = 1, and ``y`` int64
+            ``[T, shots]``, first all 0, then all 1; of the query set there are ``queries`` in place of ``shots``.
         """
         check_draw(self.images, n_tasks, generator)
         device = self.images.device

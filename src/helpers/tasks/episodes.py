@@ -38,6 +38,12 @@ class FewShot:
     Raises:
         UserError: when ``images`` is not such a tensor, a number is not positive, there are fewer classes than
             ``ways``, or fewer instances of a class than ``shots + queries``.
+
+    >>> import helpers, torch
+    >>> images = torch.zeros(20, 6, 28, 28, dtype=torch.uint8)  # six images of each of twenty classes
+    >>> support, query = helpers.FewShot(images, ways=5, shots=1, queries=3).sample(4, helpers.generator(0))
+    >>> support.x.shape, support.y[0].tolist(), query.y.shape
+    (torch.Size([4, 5, 1, 28, 28]), [0, 1, 2, 3, 4], torch.Size([4, 15]))
     """
 
     images: Tensor

@@ -24,6 +24,11 @@ class Sinusoids:
         UserError: when a number of points is not positive, or a range is not finite.
 
     Source: Finn, Abbeel and Levine (2017), section 5.1.
+
+    >>> import helpers
+    >>> support, query = helpers.Sinusoids(shots=5, queries=10).sample(4, helpers.generator(0))
+    >>> support.x.shape, query.y.shape
+    (torch.Size([4, 5, 1]), torch.Size([4, 10, 1]))
     """
 
     shots: int = 10

@@ -88,7 +88,7 @@ class Rollout:
 
     @property
     def head(self) -> str:
-        """The policy's last layer."""
+        """Prefix of the parameters of the policy's last layer."""
         return self.policy.head
 
     def is_adapted(self, name: str) -> bool:
