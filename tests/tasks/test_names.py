@@ -275,7 +275,7 @@ def test_bad_input_is_refused(library):
     with pytest.raises(UserError, match="need at least one language"):
         LanguageTasks(library, ())
     for message, action in (
-        ("names to adapt on", lambda: LanguageTasks(library, support=0)),
+        ("names to adapt on", lambda: LanguageTasks(library, support=-1)),
         ("names to be judged on", lambda: LanguageTasks(library, query=1.5)),
         ("number of tasks", lambda: LanguageTasks(library).sample(-1, torch.Generator())),
         ("number of shots", lambda: names.taken_apart(library, "de", -1, 1)),
