@@ -8,6 +8,7 @@ from helpers.learners.descent import CARRIED, PREFIXES, RATE, STATE, STRENGTH, G
 from helpers.learners.feedforward import Amortized, AsItIs, Neighbours, Prototypes, Recurrent
 from helpers.learners.learned import LearnedDescent, LossDescent, started
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
+from helpers.learners.multistep import MultiStepDescent, annealed
 from helpers.learners.proximal import HessianFree, Proximal
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LossDescent",
     "MinibatchAdam",
     "MinibatchDescent",
+    "MultiStepDescent",
     "Neighbours",
     "PREFIXES",
     "Prototypes",
@@ -28,6 +30,7 @@ __all__ = [
     "Recurrent",
     "STATE",
     "STRENGTH",
+    "annealed",
     "detached",
     "started",
 ]
