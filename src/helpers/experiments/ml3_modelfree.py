@@ -81,7 +81,7 @@ def support(experience: Experience, rewards: bool = False) -> Examples:
 
     Args:
         experience: of several policies.
-        rewards: add the rewards to go, standardised as by :func:`~helpers.tasks.control.rollout.experience.advantages`.
+        rewards: add the rewards to go, standardised as by :func:`~helpers.tasks.control.experience.advantages`.
 
     Returns:
         ``x`` ``[policies, n · horizon, observation]``, ``y`` ``[policies, n · horizon, actions (+ 1)]``.
@@ -109,7 +109,7 @@ class ModelFree(Recorded):
     Attributes:
         task: ``"pointmass"`` or ``"reacher"``.
         max_action: what an action of 1 is: N for the point mass; times the gear, N m for the arm.
-        control_cost: see :func:`~helpers.tasks.control.rollout.experience.reward`.
+        control_cost: see :func:`~helpers.tasks.control.experience.reward`.
         hidden: layers of the policy (and of PPO's policy and value function).
         first_std: deviation of the actions before any update, for PPO too.
         loss_hidden: layers of the learned loss.

@@ -21,7 +21,7 @@ __all__ = ["DeepSets"]
 class DeepSets:
     """A network of a set of particles: a network of each, their mean weighted by pT, a network of that.
 
-    Parameters are those of two :class:`~helpers.models.mlp.mlp.MLP`, under ``each.`` and ``all.``. The order of the
+    Parameters are those of two :class:`~helpers.models.mlp.MLP`, under ``each.`` and ``all.``. The order of the
     particles does not matter, nor do slots that are empty, nor whether a particle is split in two at the same place: no
     weight, no part in the mean.
 

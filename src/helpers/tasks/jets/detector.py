@@ -65,7 +65,7 @@ class Detector:
             Cells ``[n, more slots, 3]`` in the same form, in no particular order.
 
         Raises:
-            UserError: for particles that are none, see :func:`~helpers.tasks.jets.tasks.samples.check_particles`.
+            UserError: for particles that are none, see :func:`~helpers.tasks.jets.samples.check_particles`.
         """
         check_particles(particles)
         n, device = len(particles), particles.device
@@ -143,7 +143,7 @@ def observables(particles: Tensor) -> Observables:
         particles: ``[n, slots, 3]``.
 
     Raises:
-        UserError: for particles that are none, see :func:`~helpers.tasks.jets.tasks.samples.check_particles`.
+        UserError: for particles that are none, see :func:`~helpers.tasks.jets.samples.check_particles`.
 
     Source: Thaler and Van Tilburg (2011), arXiv:1011.2268, equation 2.1, β = 1.
     """
@@ -219,7 +219,7 @@ def orient(particles: Tensor, rotate: bool = True, flip: bool = True, zoom: floa
 
     Raises:
         UserError: for a mass that is not positive, or particles that are none, see
-            :func:`~helpers.tasks.jets.tasks.samples.check_particles`.
+            :func:`~helpers.tasks.jets.samples.check_particles`.
 
     Source: de Oliveira et al. (2016), section 3; zooming as in Barnard et al. (2017), arXiv:1609.00607, with a fixed
     mass.
@@ -278,7 +278,7 @@ def picture(particles: Tensor, size: int = 25, half_width: float = 1.25) -> Tens
 
     Raises:
         UserError: for a size or a width that is not positive, or particles that are none, see
-            :func:`~helpers.tasks.jets.tasks.samples.check_particles`.
+            :func:`~helpers.tasks.jets.samples.check_particles`.
     """
     check_particles(particles)
     whole(size, "number of pixels of a side")
