@@ -50,7 +50,7 @@ class HelperFloors(SphinxDirective):
         rows = ["| floor | folders and modules | what stands there |", "|:---:|:---|:---|"]
         for number, floor in reversed(list(enumerate(FLOORS))):
             rooms = ", ".join(f"`{room}`" for room in floor.rooms)
-            rows.append(f"| {number} | {rooms} | {floor.purpose.replace('``', '`').replace('|', ';')} |")
+            rows.append(f"| {number} | {rooms} | {floor.purpose.replace('``', '`').replace(' | ', '; ')} |")
         lines = [":::{table} Floors of the package", ":name: tab-floors", "", *rows, ":::"]
         holder = nodes.container()
         self.state.nested_parse(StringList(lines, source=self.get_source_info()[0]), 0, holder)
