@@ -299,6 +299,8 @@ def test_the_catalogue_is_well_formed():
     """Each experiment is a JSON configuration under its own name, for a paper; the first is the most important one."""
     known = experiments.catalogue()
     assert list(known)[0] == "maml-omniglot-5w1s"
+    papers = list(dict.fromkeys(experiment.paper for experiment in known.values()))
+    assert papers[:6] == ["maml", "reptile", "imaml", "ml3", "nos", "jets"]
     for name, experiment in known.items():
         assert experiment.name == name == json.loads(json.dumps(experiment.config()))["name"]
         assert experiment.iterations > 0 and experiment.evaluate_every > 0 and experiment.paper

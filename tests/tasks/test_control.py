@@ -12,7 +12,7 @@ from torch.func import grad, hessian, jacrev, vmap
 
 from helpers.models.mlp import MLP
 from helpers.runtime import generator
-from helpers.tasks.control.checks import _length
+from helpers.tasks.control.checks import length_of
 from helpers.tasks.control.mountain_car import MountainCar
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
@@ -403,12 +403,12 @@ def test_bad_arguments_are_refused():
 def test_a_length_of_zero_has_derivatives_zero_of_every_order():
     x = torch.zeros(3, 2, dtype=torch.float64)
     x[1] = torch.tensor([3.0, 4.0])
-    assert _length(x).tolist() == [0, 5, 0]
-    function = _length
+    assert length_of(x).tolist() == [0, 5, 0]
+    function = length_of
     for _ in range(4):
         function = jacrev(function)
         derivative = function(x[0])
         assert torch.equal(derivative, torch.zeros_like(derivative)) and function(x[1]).abs().max() > 0
-    assert torch.equal(hessian(_length)(x[0]), torch.zeros(2, 2, dtype=torch.float64))
+    assert torch.equal(hessian(length_of)(x[0]), torch.zeros(2, 2, dtype=torch.float64))
     away = x[1].clone().requires_grad_()
-    assert torch.autograd.gradcheck(_length, (away,)) and torch.autograd.gradgradcheck(_length, (away,))
+    assert torch.autograd.gradcheck(length_of, (away,)) and torch.autograd.gradgradcheck(length_of, (away,))

@@ -175,7 +175,7 @@ def test_damaged_files_are_refused(tmp_path, library):
     content = json.loads(gzip.decompress(whole))
     content["header"] |= {"format": 0}
     del content["header"]["sha256"]
-    content["header"]["sha256"] = names._digest(content["header"], content["english"], content["languages"])
+    content["header"]["sha256"] = names.digest(content["header"], content["english"], content["languages"])
     place.write_bytes(gzip.compress(json.dumps(content).encode()))
     with pytest.raises(UserError, match="has format 0, not 1"):
         names.load(place)

@@ -7,12 +7,17 @@ from pkgutil import iter_modules
 
 from helpers.errors import UserError
 
-FIRST = ("maml",)  # of the queue; the others follow by their names
+PAPERS = ("maml", "reptile", "imaml", "ml3", "nos", "jets")  # in the order of the queue, each with all its modules
+
+
+def _place(module: str) -> tuple[int, str]:
+    """Where a module stands in the queue: with its paper, and after all papers if it has none."""
+    return next((place for place, paper in enumerate(PAPERS) if module.startswith(paper)), len(PAPERS)), module
 
 
 def catalogue() -> dict:
-    """All experiments by name: what the function ``experiments`` of each module here returns."""
-    found = sorted((info.name for info in iter_modules(__path__)), key=lambda name: (name not in FIRST, name))
+    """All experiments by name, in the order of the queue: what ``experiments()`` of each module here returns."""
+    found = sorted((info.name for info in iter_modules(__path__)), key=_place)
     modules = (import_module(f"{__name__}.{name}") for name in found)
     return {one.name: one for module in modules if hasattr(module, "experiments") for one in module.experiments()}
 

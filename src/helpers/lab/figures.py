@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.lab.tables import _numbers
+from helpers.lab.tables import numbers
 
 if TYPE_CHECKING:  # matplotlib is heavy and not needed for training: only the functions that draw import it
     from matplotlib.axes import Axes
@@ -157,8 +157,8 @@ def band(
     Raises:
         UserError: The three have different lengths.
     """
-    xs, middle = _numbers(x), _numbers(mean)
-    half = None if ci95 is None else _numbers(ci95)
+    xs, middle = numbers(x), numbers(mean)
+    half = None if ci95 is None else numbers(ci95)
     if len(xs) != len(middle) or (half is not None and len(half) != len(xs)):
         lengths = [len(values) for values in (xs, middle, half) if values is not None]
         raise UserError(f"band: x, mean and ci95 must have the same length; theirs are {lengths}.")
@@ -186,7 +186,7 @@ def adaptation_curve(
         log: Logarithmic vertical axis.
     """
     for index, (name, (mean, ci95)) in enumerate(curves.items()):
-        values = _numbers(mean)
+        values = numbers(mean)
         band(ax, list(range(len(values))), values, ci95, label=name, index=index, markevery=1)
     ax.set_xlabel("inner steps")
     ax.set_ylabel(ylabel)

@@ -120,7 +120,7 @@ def claims_table(rows: Sequence[Mapping[str, Any]], scale: float = 1.0, digits: 
     return Table(header, cells, align="lrrl")
 
 
-def _numbers(values: Sequence[float] | Tensor) -> list[float]:
+def numbers(values: Sequence[float] | Tensor) -> list[float]:
     """The values as a list of Python floats, from a tensor, an array or a sequence."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().tolist()

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from helpers import runtime
 from helpers.errors import UserError
 from helpers.lab import records
-from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, _entries, moved
+from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, moved
 from helpers.lab.protocols import Experiment, Run
 from helpers.lab.schedules import RETURNS, annealed, halved, outer_rate_at, steady
 from helpers.lab.statistics import Interval
@@ -185,7 +185,7 @@ def _train(
                 state.window = []
                 bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
             if state.iteration % experiment.evaluate_every == 0 and state.iteration < experiment.iterations:
-                state.curve.append({"iteration": state.iteration, "metrics": _entries(look(state.values()))})
+                state.curve.append({"iteration": state.iteration, "metrics": entries(look(state.values()))})
                 quiet = steady([point["metrics"][watched]["value"] for point in state.curve]) if watched else None
                 if quiet:
                     state.remember()
@@ -294,7 +294,7 @@ def make_record(
         "paper": experiment.paper,
         "status": "complete" if done == experiment.iterations else "partial",
         "iterations": {"done": done, "planned": experiment.iterations},
-        "metrics": _entries(metrics),
+        "metrics": entries(metrics),
         "config": experiment.config(),
         "curve": [point | {"metrics": _finite(point["metrics"])} for point in state.curve],
         "losses": {"every": LOG_EVERY, "values": [round(loss, 5) for loss in state.losses]},

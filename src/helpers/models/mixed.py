@@ -57,8 +57,27 @@ def _check(activations: tuple[str, ...]) -> None:
         raise UserError(f"the activations to choose from are {', '.join(ACTIVATIONS)}: {what}")
 
 
+class _Mixed:
+    """What both have of the network without choices, ``_plain``."""
+
+    activations: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check(self.activations)
+        _ = self._plain  # whose checks are this network's
+
+    @property
+    def head(self) -> str:
+        """Prefix of the last linear map's parameters."""
+        return self._plain.head
+
+    def is_adapted(self, name: str) -> bool:
+        """Whether the inner loop changes the parameter: the weights, as in the network without choices."""
+        return not name.startswith(CHOICE) and self._plain.is_adapted(name)
+
+
 @dataclass(frozen=True)
-class MixedMLP:
+class MixedMLP(_Mixed):
     """A fully connected network whose hidden layers choose their activation, or to be left out.
 
     Parameters are those of :class:`~helpers.models.mlp.MLP` and ``choice1`` ``[activations]``, ``choice2``
@@ -78,15 +97,6 @@ class MixedMLP:
     sizes: tuple[int, ...]
     activations: tuple[str, ...] = tuple(ACTIVATIONS)
     scale: float | str | None = None
-
-    def __post_init__(self) -> None:
-        _check(self.activations)
-        _ = self._plain  # whose checks are this network's
-
-    @property
-    def head(self) -> str:
-        """Prefix of the last linear map's parameters."""
-        return self._plain.head
 
     @property
     def _plain(self) -> MLP:
@@ -119,13 +129,9 @@ class MixedMLP:
             x = _mixed(params[f"{CHOICE}{layer}"], candidates)
         return x @ params[f"linear{last}.weight"] + params[f"linear{last}.bias"]
 
-    def is_adapted(self, name: str) -> bool:
-        """Whether the inner loop changes the parameter: all but the choices."""
-        return not name.startswith(CHOICE)
-
 
 @dataclass(frozen=True)
-class MixedConvNet:
+class MixedConvNet(_Mixed):
     """The Omniglot network with blocks that choose their activation, or to be a mean over 2×2 pixels instead.
 
     Parameters are those of :class:`~helpers.models.convnet.ConvNet` and ``choice1`` ``[activations]``, ``choice2``
@@ -147,15 +153,6 @@ class MixedConvNet:
     filters: int = 32
     blocks: int = 4
     activations: tuple[str, ...] = tuple(ACTIVATIONS)
-
-    def __post_init__(self) -> None:
-        _check(self.activations)
-        _ = self._plain  # whose checks are this network's
-
-    @property
-    def head(self) -> str:
-        """Prefix of the linear map's parameters."""
-        return self._plain.head
 
     @property
     def _plain(self) -> ConvNet:
@@ -186,7 +183,3 @@ class MixedConvNet:
                 candidates.append(functional.avg_pool2d(x.movedim(-1, 1), 2, ceil_mode=True).movedim(1, -1))
             x = _mixed(params[f"{CHOICE}{layer}"], candidates)
         return x.mean((1, 2)) @ params["head.weight"] + params["head.bias"]
-
-    def is_adapted(self, name: str) -> bool:
-        """Whether the inner loop changes the parameter: the weights, as in the network without choices."""
-        return not name.startswith(CHOICE) and self._plain.is_adapted(name)

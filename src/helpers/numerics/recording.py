@@ -61,7 +61,7 @@ class Number(Tensor):
         return Number.of(out) if not others and isinstance(out, Tensor) and out.dtype == torch.float64 else out
 
 
-class _Shell(NamedTuple):
+class Shell(NamedTuple):
     """Something nested without its data; ``holds`` has a hole for each of them."""
 
     kind: type
@@ -90,23 +90,23 @@ def _take(value: Any, data: list, within: bool = False) -> Any:
         data.append(value)
         return _HOLE
     if kind is bool:
-        return _Shell(bool, None, (value,))  # else True would be 1
+        return Shell(bool, None, (value,))  # else True would be 1
     if not within:
         if kind is dict or kind is OrderedDict:
-            return _Shell(kind, tuple(value), tuple([_take(one, data) for one in value.values()]))
+            return Shell(kind, tuple(value), tuple([_take(one, data) for one in value.values()]))
         if kind is tuple or kind is list or (isinstance(value, tuple) and hasattr(kind, "_fields")):
-            return _Shell(kind, None, tuple([_take(one, data) for one in value]))
+            return Shell(kind, None, tuple([_take(one, data) for one in value]))
     names = _fields(kind)
     if not names or (within and not hasattr(kind, "task_loss")):
         return value
-    return _Shell(kind, names, tuple([_take(getattr(value, name), data, within=True) for name in names]))
+    return Shell(kind, names, tuple([_take(getattr(value, name), data, within=True) for name in names]))
 
 
 def _put(constant: Any, data: Any) -> Any:
     """The opposite of :func:`_take`, from an iterator of data; nothing is checked again."""
     if constant is _HOLE:
         return next(data)
-    if type(constant) is not _Shell:
+    if type(constant) is not Shell:
         return constant
     kind, names, holds = constant
     if kind is bool:
@@ -196,10 +196,14 @@ def record(function: Callable, given: Given, fixed: bool) -> tuple[GraphModule, 
 def _without_mutation(record: Callable[..., GraphModule], tensors: Sequence[Tensor]) -> GraphModule:
     """A recording free of operations in place, as some derivatives of PyTorch's own have: their order would matter."""
     program = record(*tensors)
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
-    if any(node.target is not operator.getitem and node.target._schema.is_mutable for node in calls):
+    if _mutates(program):
         program = make_fx(functionalize(program), tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     return program
+
+
+def _mutates(program: GraphModule) -> bool:
+    calls = (node for node in program.graph.nodes if node.op == "call_function")
+    return any(node.target is not operator.getitem and node.target._schema.is_mutable for node in calls)
 
 
 def _faithful(program: GraphModule, tensors: Sequence[Tensor]) -> bool:
@@ -230,12 +234,10 @@ def _faithful(program: GraphModule, tensors: Sequence[Tensor]) -> bool:
 
 def tidied(program: GraphModule) -> GraphModule:
     """Leave out views that change nothing, results that nobody uses, and what was computed before."""
-    graph = program.graph
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    if any(node.target is not operator.getitem and node.target._schema.is_mutable for node in calls):
+    if _mutates(program):
         return program  # the order matters then
-    seen: dict[Any, Node] = {}
-    for node in calls:
+    graph, seen = program.graph, {}
+    for node in [node for node in graph.nodes if node.op == "call_function"]:
         while node.target in _RESHAPES and node.args[0].target in _RESHAPES:
             node.update_arg(0, node.args[0].args[0])
         same = node

@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from helpers import runtime
-from helpers.numerics.recording import Given, Program, _Shell, halves, is_number, record, tidied
+from helpers.numerics.recording import Given, Program, Shell, halves, is_number, record, tidied
 
 KEPT = 32  # recordings of one function; the one unused for longest goes first
 
@@ -180,7 +180,7 @@ def linearized(function: Callable[..., Any], by: Sequence[int]) -> Callable[...,
     return run
 
 
-# ---------------------------------------- recording
+# ---------------------------------------- running and keeping recordings
 def _say(line: str) -> None:
     print(f"metabook: {line}", file=sys.stderr)
 
@@ -300,7 +300,7 @@ class _Cache:
 
 def _changed(new: Any, old: Any) -> Any:
     """The first constant in which two calls differ, as the newer has it."""
-    if type(new) is _Shell and type(old) is _Shell and (new.kind, new.names) == (old.kind, old.names):
+    if type(new) is Shell and type(old) is Shell and (new.kind, new.names) == (old.kind, old.names):
         for one, other in zip(new.holds, old.holds, strict=False):
             if one != other:
                 return _changed(one, other)

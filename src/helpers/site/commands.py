@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,7 +35,3 @@ def main(argv: Iterable[str] | None = None) -> int:
     if given.command == "check":
         return exit_status(lambda: print(f"{check_site()} pages are as they should be"))
     return exit_status(refresh, given.chapter)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

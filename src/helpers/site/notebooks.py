@@ -70,7 +70,7 @@ def read(path: Path):
         raise UserError(f"{path} is not a readable notebook ({reason}); restore it from git.") from error
 
 
-def _write(notebook, path: Path) -> None:
+def write(notebook, path: Path) -> None:
     """Write a notebook so that a reader of ``path`` never sees half of it."""
     import nbformat
 

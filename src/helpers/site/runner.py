@@ -29,7 +29,7 @@ import yaml
 from helpers.errors import UserError
 from helpers.runtime import ONE_THREAD, cores, root
 from helpers.site.config import repository
-from helpers.site.notebooks import PROFILES, _write, parameters_of, read, select, tidy
+from helpers.site.notebooks import PROFILES, parameters_of, read, select, tidy, write
 
 # Seconds of processor time that a chapter may take, its kernel's start included: shown, since machines differ.
 BUDGETS = {"quick": 30, "book": 120}
@@ -242,7 +242,7 @@ def _run_one(
     if code == 0:
         notebook = read(partial)
         tidy(notebook)
-        _write(notebook, target)
+        write(notebook, target)
         partial.unlink()
         stamp.write_text(f"{digest}\n{seconds:.1f}\n")
         return None
@@ -300,10 +300,10 @@ def refresh(names: Sequence[str] | None = None) -> None:
                 stamped = re.sub(r"https://github\.com/[\w.-]+/[\w-]+", url, cell.source)
                 if stamped != cell.source:
                     cell.source = stamped
-                    _write(notebook, folder / f"{name}.ipynb")
+                    write(notebook, folder / f"{name}.ipynb")
     try:
         run_chapters(names, "book", out=out, force=True)
     finally:
         for name in names:
             if (out / f"{name}.digest").exists():
-                _write(read(out / f"{name}.ipynb"), folder / f"{name}.ipynb")
+                write(read(out / f"{name}.ipynb"), folder / f"{name}.ipynb")

@@ -269,7 +269,7 @@ def load(path: Path | str | None = None) -> Names:
     try:
         content = json.loads(gzip.decompress(place.read_bytes()))
         header, english, languages = content["header"], content["english"], content["languages"]
-        sound = header.pop("sha256") == _digest(header, english, languages)
+        sound = header.pop("sha256") == digest(header, english, languages)
     except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zlib.error) as error:
         raise UserError(f"the file of names {place} is damaged or cannot be read: {remedy}") from error
     if not sound:
@@ -277,15 +277,15 @@ def load(path: Path | str | None = None) -> Names:
     if header["format"] != FORMAT:
         raise UserError(f"the file of names {place} has format {header['format']}, not {FORMAT}: {remedy}")
     found = {code: Language(code, **entry) for code, entry in languages.items()}
-    return Names(english, found, header | {"sha256": _digest(header, english, languages)})
+    return Names(english, found, header | {"sha256": digest(header, english, languages)})
 
 
-def _json(content: Any) -> str:
+def as_json(content: Any) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
-def _digest(*parts: Any) -> str:
-    return sha256(*(_json(part) for part in parts))
+def digest(*parts: Any) -> str:
+    return sha256(*(as_json(part) for part in parts))
 
 
 # ---------------------------------------- tasks

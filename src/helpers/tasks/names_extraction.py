@@ -10,7 +10,7 @@ from pathlib import Path
 from helpers.errors import UserError
 from helpers.runtime import write_atomically
 from helpers.tasks import names
-from helpers.tasks.names import FAMILIES, FORMAT, KINDS, LICENCE, _digest, _json, fits, normalise
+from helpers.tasks.names import FAMILIES, FORMAT, KINDS, LICENCE, as_json, digest, fits, normalise
 
 __all__ = ["extract"]
 
@@ -39,8 +39,8 @@ def extract(path: Path | str | None = None) -> Path:
             languages[code] = {"name": name, "family": family, "script": script(native.values()), "names": native}
     # The header's digest is of the content: how well it was compressed may differ.
     header = {"format": FORMAT, "babel": babel.__version__, "cldr": get_cldr_version(), "licence": LICENCE}
-    header["sha256"] = _digest(header, english, languages)
-    text = _json({"header": header, "english": english, "languages": languages})
+    header["sha256"] = digest(header, english, languages)
+    text = as_json({"header": header, "english": english, "languages": languages})
     write_atomically(place, gzip.compress(text.encode(), mtime=0))
     return place
 

@@ -12,7 +12,7 @@ from helpers.tasks.control.types import Control
 from helpers.validate import positive
 
 
-def _length(x: Tensor) -> Tensor:
+def length_of(x: Tensor) -> Tensor:
     """Euclidean norm over the last axis; at 0 all its derivatives are 0, where those of torch's are NaN from the second
     on: a start at rest is exactly there."""
     square = x.square().sum(-1)
@@ -20,23 +20,25 @@ def _length(x: Tensor) -> Tensor:
     return torch.where(zero, torch.zeros_like(square), torch.where(zero, torch.ones_like(square), square).sqrt())
 
 
-def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+def uniform_between(
+    shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
 
 
-def _positive(env: Any, *names: str, zero: bool = False) -> None:
+def check_positive(env: Any, *names: str, zero: bool = False) -> None:
     for name in names:
         positive(getattr(env, name), f"{name} of {type(env).__name__}", zero)
 
 
-def _sized(x: Tensor, size: int, what: str) -> None:
+def check_size(x: Tensor, size: int, what: str) -> None:
     if x.dim() == 0 or x.shape[-1] != size:
         raise UserError(f"the {what} must have {size} numbers on its last axis, not the shape {list(x.shape)}")
 
 
-def _matching(env: Control, state: Tensor, action: Tensor) -> None:
-    _sized(state, env.state_size, "state")
-    _sized(action, env.action_size, "action")
+def check_matching(env: Control, state: Tensor, action: Tensor) -> None:
+    check_size(state, env.state_size, "state")
+    check_size(action, env.action_size, "action")
     if state.shape[:-1] != action.shape[:-1]:
         raise UserError(
             f"states {list(state.shape)} and actions {list(action.shape)} must agree in all axes but the last: "
@@ -44,11 +46,11 @@ def _matching(env: Control, state: Tensor, action: Tensor) -> None:
         )
 
 
-def _goal(goal: Tensor | None, state: Tensor) -> Tensor:
+def goal_for(goal: Tensor | None, state: Tensor) -> Tensor:
     """The goal with the leading axes of ``state``."""
     if goal is None:
         raise UserError("this task needs a goal: draw some with its function goals")
-    _sized(goal, 2, "goal")
+    check_size(goal, 2, "goal")
     try:
         return goal.expand(*state.shape[:-1], 2)
     except RuntimeError:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.tasks.control.checks import _length, _matching, _positive, _uniform
+from helpers.tasks.control.checks import check_matching, check_positive, length_of, uniform_between
 from helpers.tasks.control.types import Trajectory
 from helpers.validate import finite, whole
 
@@ -69,7 +69,7 @@ class MountainCar:
     action_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "dt", "max_speed", "max_action")
+        check_positive(self, "dt", "max_speed", "max_action")
         for name in ("power", "pull", "friction"):
             finite(getattr(self, name), f"{name} of MountainCar")
         whole(self.horizon, "horizon of the mountain car")
@@ -97,12 +97,12 @@ class MountainCar:
     def reset(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """``n`` cars at rest, ``[n, 2]``, on the generator's device."""
         whole(n, "number of starts")
-        position = _uniform((n, 1), *self.starts, generator, dtype)
+        position = uniform_between((n, 1), *self.starts, generator, dtype)
         return torch.cat([position, torch.zeros_like(position)], -1)
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         """The state one ``dt`` later: ``state`` ``[..., 2]``, ``action`` ``[..., 1]``, result ``[..., 2]``."""
-        _matching(self, state, action)
+        check_matching(self, state, action)
 
         def cut(y: Tensor, low: float, high: float) -> Tensor:
             limited = y.clamp(low, high)  # with `through`: its value, and the derivatives of y
@@ -143,7 +143,7 @@ class MountainCar:
         states = trajectory.states
         goal = states.new_tensor(self.goal)
         if not shaped:
-            return _length((states - goal).flatten(-2))
+            return length_of((states - goal).flatten(-2))
         if self.waypoint is None:
             raise UserError("this mountain car has no intermediate goal: give it a waypoint, or ask for the plain loss")
         if states.shape[-2] <= self.waypoint_until:
@@ -153,4 +153,4 @@ class MountainCar:
             )
         first, second = states[..., : self.waypoint_until, :], states[..., self.waypoint_until :, :]
         waypoint = states.new_tensor(self.waypoint)
-        return _length((first - waypoint).flatten(-2)) + _length((second - goal).flatten(-2))
+        return length_of((first - waypoint).flatten(-2)) + length_of((second - goal).flatten(-2))

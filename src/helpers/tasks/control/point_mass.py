@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from helpers.tasks.control.checks import _goal, _length, _matching, _positive, _uniform
+from helpers.tasks.control.checks import check_matching, check_positive, goal_for, length_of, uniform_between
 from helpers.tasks.control.types import Trajectory
 from helpers.validate import whole
 
@@ -51,8 +51,8 @@ class PointMass:
     action_size: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        _positive(self, "mass", "dt", "wall", "max_speed", "max_action", "goal_box")
-        _positive(self, "damping", "control_cost", zero=True)
+        check_positive(self, "mass", "dt", "wall", "max_speed", "max_action", "goal_box")
+        check_positive(self, "damping", "control_cost", zero=True)
         whole(self.horizon, "horizon of the point mass")
 
     def reset(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,11 +63,11 @@ class PointMass:
     def goals(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """``n`` positions to reach, ``[n, 2]`` in m, on the generator's device."""
         whole(n, "number of goals")
-        return _uniform((n, 2), -self.goal_box, self.goal_box, generator, dtype)
+        return uniform_between((n, 2), -self.goal_box, self.goal_box, generator, dtype)
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         """The state one ``dt`` later: ``state`` ``[..., 4]``, ``action`` ``[..., 2]``, result ``[..., 4]``."""
-        _matching(self, state, action)
+        check_matching(self, state, action)
         p, v = state[..., :2], state[..., 2:]
         force = action.clamp(-self.max_action, self.max_action)
         v = (v + self.dt * (force - self.damping * v) / self.mass).clamp(-self.max_speed, self.max_speed)
@@ -81,10 +81,10 @@ class PointMass:
         Raises:
             UserError: without a goal ``[..., 2]``.
         """
-        return torch.cat([state, _goal(goal, state)], -1)
+        return torch.cat([state, goal_for(goal, state)], -1)
 
     def loss(self, trajectory: Trajectory, goal: Tensor) -> Tensor:
         """Mean distance from the goal, m, plus ``control_cost`` times the mean squared force; ``[...]``."""
-        goal = _goal(goal, trajectory.states[..., 0, :])
-        away = _length(trajectory.states[..., :2] - goal[..., None, :]).mean(-1)
+        goal = goal_for(goal, trajectory.states[..., 0, :])
+        away = length_of(trajectory.states[..., :2] - goal[..., None, :]).mean(-1)
         return away + self.control_cost * trajectory.actions.square().sum(-1).mean(-1)

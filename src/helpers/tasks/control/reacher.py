@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.tasks.control.checks import _goal, _length, _matching, _positive, _sized, _uniform
+from helpers.tasks.control.checks import (
+    check_matching,
+    check_positive,
+    check_size,
+    goal_for,
+    length_of,
+    uniform_between,
+)
 from helpers.tasks.control.types import Trajectory
 from helpers.validate import whole
 
@@ -84,8 +91,8 @@ class Reacher:
     action_size: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        _positive(self, "upper", "fore", "tip", "radius", "density", "gear", "dt", "max_action", "speed_scale")
-        _positive(self, "armature", "damping", "start_angle", "start_speed", zero=True)
+        check_positive(self, "upper", "fore", "tip", "radius", "density", "gear", "dt", "max_action", "speed_scale")
+        check_positive(self, "armature", "damping", "start_angle", "start_speed", zero=True)
         whole(self.substeps, "number of substeps")
         whole(self.horizon, "horizon of the reacher")
         near, far = self.goal_radii
@@ -143,13 +150,13 @@ class Reacher:
 
         The exact inverse of :meth:`acceleration`; divided by ``gear`` it is an action, which may exceed the limits.
         """
-        _sized(state, 4, "state")
-        _sized(acceleration, 2, "acceleration")
+        check_size(state, 4, "state")
+        check_size(acceleration, 2, "acceleration")
         return (self.mass_matrix(state) @ acceleration[..., None])[..., 0] + self._bias(state)
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         """The state ``substeps · dt`` later: ``state`` ``[..., 4]``, ``action`` ``[..., 2]``, result ``[..., 4]``."""
-        _matching(self, state, action)
+        check_matching(self, state, action)
         torque, h = self.gear * action.clamp(-self.max_action, self.max_action), self.dt
 
         def slope(s: Tensor) -> Tensor:
@@ -184,7 +191,7 @@ class Reacher:
         Args:
             point: ``[..., 2]``, m.
         """
-        _sized(point, 2, "point")
+        check_size(point, 2, "point")
         x, y = point.unbind(-1)
         cosine = (x * x + y * y - self.upper**2 - self.tip**2) / (2 * self.upper * self.tip)
         q2 = torch.acos(cosine.clamp(-1, 1))
@@ -194,15 +201,15 @@ class Reacher:
     def reset(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """``n`` arms, nearly straight and at rest, ``[n, 4]``, on the generator's device."""
         whole(n, "number of starts")
-        state = _uniform((n, 4), -1, 1, generator, dtype)
+        state = uniform_between((n, 4), -1, 1, generator, dtype)
         return state * state.new_tensor([self.start_angle] * 2 + [self.start_speed] * 2)
 
     def goals(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """``n`` goals as joint angles ``[n, 2]``, rad, of points drawn uniformly between ``goal_radii``."""
         whole(n, "number of goals")
         near, far = self.goal_radii
-        radius = _uniform((n,), near**2, far**2, generator, dtype).sqrt()
-        angle = _uniform((n,), -math.pi, math.pi, generator, dtype)
+        radius = uniform_between((n,), near**2, far**2, generator, dtype).sqrt()
+        angle = uniform_between((n,), -math.pi, math.pi, generator, dtype)
         return self.inverse_kinematics(radius[:, None] * torch.stack([angle.cos(), angle.sin()], -1))
 
     def observe(self, state: Tensor, goal: Tensor | None = None) -> Tensor:
@@ -211,7 +218,7 @@ class Reacher:
         Raises:
             UserError: without a goal ``[..., 2]``.
         """
-        goal = _goal(goal, state)
+        goal = goal_for(goal, state)
         return torch.cat([state[..., :2], state[..., 2:] / self.speed_scale, goal, torch.zeros_like(goal)], -1)
 
     def loss(self, trajectory: Trajectory, goal: Tensor) -> Tensor:
@@ -221,6 +228,6 @@ class Reacher:
             trajectory: leading axes ``[...]``.
             goal: joint angles ``[..., 2]``, rad.
         """
-        goal = _goal(goal, trajectory.states[..., 0, :])
-        away = _length(trajectory.states[..., :2] - goal[..., None, :])
-        return 10 * away[..., -1] + away.mean(-1) + 1e-4 * _length(trajectory.states[..., 2:]).mean(-1)
+        goal = goal_for(goal, trajectory.states[..., 0, :])
+        away = length_of(trajectory.states[..., :2] - goal[..., None, :])
+        return 10 * away[..., -1] + away.mean(-1) + 1e-4 * length_of(trajectory.states[..., 2:]).mean(-1)

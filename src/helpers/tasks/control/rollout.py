@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers.models.mlp import MLP
-from helpers.tasks.control.checks import _sized, _uniform
+from helpers.tasks.control.checks import check_size, uniform_between
 from helpers.tasks.control.types import Control, Trajectory, Transitions
 from helpers.types import Params
 from helpers.validate import whole
@@ -50,7 +50,7 @@ def rollout(
     """
     horizon = env.horizon if horizon is None else horizon
     whole(horizon, "horizon of a rollout")
-    _sized(start, env.state_size, "state")
+    check_size(start, env.state_size, "state")
     move, state, states, actions = step or env.step, start, [start], []
     for _ in range(horizon):
         seen = env.observe(state, goal)
@@ -115,7 +115,7 @@ def random_rollouts(
     whole(n, "number of rollouts")
     whole(horizon, "horizon of a rollout")
     states = [env.reset(n, generator, dtype)]
-    actions = _uniform((n, horizon, env.action_size), -env.max_action, env.max_action, generator, dtype)
+    actions = uniform_between((n, horizon, env.action_size), -env.max_action, env.max_action, generator, dtype)
     for t in range(horizon):
         states.append(env.step(states[-1], actions[:, t]))
     path = torch.stack(states, 1)
