@@ -22,7 +22,7 @@ FORGOTTEN = {
     "05_ml3": ("(shaped, on_cpu(shaped_theta))", "(shaped, shaped_theta)"),
     "06_neural_optimizer_search": (").to(device)\n    optimizer", ")\n    optimizer"),
     "07_jets": ("here = samples.to(device)", "here = samples"),
-    "09_beyond": ("{n: v.to(device) for n, v in training", "{n: v for n, v in training"),
+    "09_beyond": ("{n: v.to(device) for n, v in checkpoints", "{n: v for n, v in checkpoints"),
 }  # fmt: skip
 ON_THE_CPU = {"08_scoreboard"}  # nothing is computed there
 
