@@ -6,8 +6,7 @@ what was put there, and an operation raises where a real card would, above all w
 A device belongs to a storage, so that is what is marked: views, saved tensors, gradients and the wrappers of
 ``torch.func`` all lead to one. A ``TorchDispatchMode`` sees every operation below autograd and ``torch.func``, checks
 the marks of what goes in and marks what comes out; what Python asks of a tensor without an operation (``.device``,
-``.to``, ``.numpy``) is replaced on ``torch.Tensor``. :mod:`helpers.numerics.recording` records with values here, since
-PyTorch's fake tensors have no autograd for a card that PyTorch was not built for. ``torch.compile`` is the identity.
+``.to``, ``.numpy``) is replaced on ``torch.Tensor``. ``torch.compile`` is the identity.
 
 Where PyTorch itself makes a tensor inside a composite operation or a backward pass, it makes it on what it takes for
 the device, the CPU. Such a tensor is marked as neutral: it goes with either device and takes on that of its company.
@@ -23,12 +22,8 @@ from unittest import mock
 import torch
 import torch._decomp.decompositions_for_jvp  # compiles Python source at import: before anything is replaced
 from torch import Tensor
-from torch._subclasses import FakeTensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from helpers.numerics import recording
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
 NEUTRAL = "neutral"
@@ -83,8 +78,6 @@ _set.limit = 1000
 def device_of(tensor: Tensor) -> torch.device:
     """Where the tensor lies, as the stand-in has it."""
     tensor = _base(tensor)
-    if isinstance(tensor, FakeTensor):
-        return tensor.device
     actual = _device(tensor)
     return CARD if actual.type == "cpu" and _mark(tensor) is CARD else actual
 
@@ -115,7 +108,7 @@ class _Card(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         tensors += _tensors(kwargs.values())
         asked = kwargs.get("device")
-        if any(isinstance(t, FakeTensor) or not _on_cpu(t) for t in tensors):
+        if not all(map(_on_cpu, tensors)):
             return function(*args, **kwargs)
         if asked is not None and asked.type not in ("cpu", "cuda"):
             return function(*args, **kwargs)
@@ -229,8 +222,7 @@ def _array(self: Tensor, *, force: bool = False):
 def _copied(self: Tensor, memo) -> Tensor:
     """``copy.deepcopy``."""
     result = _deepcopy(self, memo)
-    if not isinstance(_base(self), FakeTensor):
-        _set(result, _mark(_base(self)))
+    _set(result, _mark(_base(self)))
     return result
 
 
@@ -310,7 +302,6 @@ def card() -> Iterator[None]:
         replace(torch, "as_tensor", _from_data(_as_tensor))
         replace(torch, "Generator", Generator)
         replace(torch, "compile", lambda program, **_: program)
-        replace(recording, "make_fx", lambda function, **_: make_fx(function))
         methods = {
             "device": property(device_of),
             "is_cuda": property(lambda self: device_of(self).type == "cuda"),

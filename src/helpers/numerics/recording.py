@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import functionalize
-from torch.fx import Graph, GraphModule, Interpreter, Node
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.fx import Graph, GraphModule, Node
+from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from helpers.errors import UserError
 from helpers.numerics.derivative_checks import DerivativeCheck
 
 Program = Callable[..., Sequence[Tensor]]  # from tensors to tensors
@@ -175,61 +177,114 @@ def is_number(x: Any) -> bool:
     return isinstance(x, (float, Number))
 
 
+class Recorder(TorchDispatchMode):
+    """Within it, every operation that reaches tensors, below autograd and ``torch.func``, is carried out and written
+    down. What is not computed from the given tensors is a constant.
+
+    Args:
+        tensors: what is given.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.graph, self.holder, self.varying = Graph(), Module(), set()
+        self.nodes = WeakTensorKeyDictionary()  # of the tensors that are alive
+        self.states: dict[torch.Generator, Tensor] = {}
+        for number, tensor in enumerate(tensors):
+            self.varying.add(self._keep(tensor, self.graph.placeholder(f"given{number}")))
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        for generator, state in self.states.items():  # no draw is used up
+            generator.set_state(state)
+
+    def program(self, results: Sequence[Any]) -> GraphModule:
+        """What was written down, from the given tensors to ``results``."""
+        self.graph.output([self._node(x) for x in results])
+        return GraphModule(self.holder, self.graph)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        nodes, named = tree_map(self._node, (args, kwargs))
+        varying = any(node in self.varying for node in tree_leaves((nodes, named)) if isinstance(node, Node))
+        if varying and _asks_for_values(func, args):
+            raise UserError(
+                f"a recorded function must not ask for the values of tensors ({func}), as they change from call to "
+                "call: write the choice with torch.where, or run the function as it is, without recording it"
+            )
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        if drawn:
+            given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Generator)]
+            for generator in given or (torch.default_generator, *torch.cuda.default_generators):
+                self.states.setdefault(generator, generator.get_state())
+        out = func(*args, **kwargs)
+        if not any(isinstance(x, Tensor) for x in tree_leaves(out)) and not func._schema.is_mutable:
+            return out  # of constants, or of shapes
+        if func is _ATEN.lift_fresh.default:
+            func = _ATEN.clone.default  # what is a constant here may be written into later
+        node = self.graph.call_function(func, nodes, named)
+        if varying or drawn:
+            self.varying.add(node)
+        if isinstance(out, Tensor):
+            self._keep(out, node)
+        else:
+            for number, one in enumerate(out or ()):
+                if isinstance(one, Tensor):
+                    part = self._keep(one, self.graph.call_function(operator.getitem, (node, number)))
+                    self.varying |= {part} if varying or drawn else set()
+        return out
+
+    def _keep(self, tensor: Tensor, node: Node) -> Node:
+        node.meta["layout"] = (tensor.shape, tensor.stride(), tensor.storage_offset())
+        self.nodes[tensor] = node
+        return node
+
+    def _node(self, x: Any) -> Any:
+        if isinstance(x, torch.Generator):
+            return self._constant(x)
+        if not isinstance(x, Tensor):
+            return x
+        return self.nodes[x] if x in self.nodes else self._keep(x, self._constant(x.detach()))
+
+    def _constant(self, value: Any) -> Node:
+        name = f"constant{len(self.graph.nodes)}"
+        setattr(self.holder, name, value)
+        return self.graph.get_attr(name)
+
+
+def _asks_for_values(operation: torch._ops.OpOverload, args: tuple) -> bool:
+    """Whether what comes of an operation is no tensor, or its shape depends on values."""
+    if operation is _ATEN.index.Tensor:
+        return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(operation.tags))
+
+
 def record(function: Callable, given: Given, fixed: bool) -> tuple[GraphModule, TreeSpec]:
     """The operations of ``function`` at these arguments, from tensors to tensors, and how the result is nested."""
-    forms = []
-
-    def flat(*tensors: Tensor) -> list[Tensor]:
-        out, form = tree_flatten(given.call(function, tensors, fixed))
-        forms.append(form)
-        return [x.value if isinstance(x, Number) else x for x in out]
-
     tensors = given.tensors()
-    with DerivativeCheck():
-        # Fake tensors have shapes but no values: nothing is computed here.
-        program = _without_mutation(make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True), tensors)
-        if not _faithful(program, tensors):
-            program = _without_mutation(make_fx(flat, tracing_mode="real"), tensors)
-    return program, forms[0]
+    with DerivativeCheck(), Recorder(tensors) as recorder:
+        out, form = tree_flatten(given.call(function, tensors, fixed))
+        program = recorder.program([x.value if isinstance(x, Number) else x for x in out])
+    if _mutates(program):  # as some derivatives of PyTorch's own do: their order would matter
+        constants = _lifted(program)
+        with Recorder(tensors) as recorder:
+            program = recorder.program(functionalize(program)(*tensors, *constants))
+    return program, form
 
 
-def _without_mutation(record: Callable[..., GraphModule], tensors: Sequence[Tensor]) -> GraphModule:
-    """A recording free of operations in place, as some derivatives of PyTorch's own have: their order would matter."""
-    program = record(*tensors)
-    if _mutates(program):
-        program = make_fx(functionalize(program), tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
-    return program
+def _lifted(program: GraphModule) -> list[Tensor]:
+    """Make inputs of the tensors that a program holds: what is not given cannot be freed of operations in place."""
+    held = {node: getattr(program, node.target) for node in program.graph.nodes if node.op == "get_attr"}
+    held = {node: value for node, value in held.items() if isinstance(value, Tensor)}
+    for node in held:
+        node.op, node.target = "placeholder", node.name
+    program.recompile()
+    return list(held.values())
 
 
 def _mutates(program: GraphModule) -> bool:
     calls = (node for node in program.graph.nodes if node.op == "call_function")
     return any(node.target is not operator.getitem and node.target._schema.is_mutable for node in calls)
-
-
-def _faithful(program: GraphModule, tensors: Sequence[Tensor]) -> bool:
-    """Whether real results lie in memory as the fake ones of a recording do: views, and some kernels, rest on that."""
-    faithful = True
-
-    def layout(t: Tensor) -> list[int]:
-        return [step for step, size in zip(t.stride(), t.shape, strict=True) if size > 1]
-
-    class Compare(Interpreter):
-        def run_node(self, node: Node) -> Any:
-            nonlocal faithful
-            result = super().run_node(node)
-            fake = node.meta.get("val")
-            if isinstance(result, Tensor) and isinstance(fake, Tensor) and result.numel():
-                faithful = faithful and layout(result) == layout(fake)
-            return result
-
-    devices = [t.device for t in tensors if t.device.type == "cuda"][:1]
-    draws = any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in program.graph.nodes)
-    with torch.no_grad(), torch.random.fork_rng(devices, enabled=draws):  # no draw is used up
-        try:
-            Compare(program).run(*tensors)
-        except RuntimeError:  # a view that is none
-            return False
-    return faithful
 
 
 def tidied(program: GraphModule) -> GraphModule:
@@ -242,8 +297,7 @@ def tidied(program: GraphModule) -> GraphModule:
             node.update_arg(0, node.args[0].args[0])
         same = node
         if node.target in _VIEWS:
-            new, old = node.meta["val"], node.args[0].meta["val"]
-            if (new.shape, new.stride(), new.storage_offset()) == (old.shape, old.stride(), old.storage_offset()):
+            if node.meta["layout"] == node.args[0].meta["layout"]:
                 same = node.args[0]
         if same is node and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
             same = seen.setdefault((node.target, str(node.args), str(node.kwargs)), node)
