@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -279,8 +279,9 @@ def only_one(path: Path, task: str) -> Iterator[None]:
             raise Busy(f"another process is {task} at this moment: wait until it ends, or stop it") from None
         except OSError:  # a file system without locks
             break
-        if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), lock.stat()):
+                break
         os.close(handle)  # whoever held it has removed it since it was opened
     try:
         if lock.parent == path.parent:

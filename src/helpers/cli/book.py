@@ -72,7 +72,7 @@ def register(commands: Commands) -> None:
         book,
         "run the chapters and build the pages, what changed of them",
         """metabook book                        the pages are then at _build/html/index.html
-        metabook book --committed            from the committed outputs, in a minute
+        metabook book --committed            from the committed outputs, running nothing
         metabook book --check                look at every page, link and image of the built pages""",
     )
     which = command.add_mutually_exclusive_group()

@@ -145,6 +145,7 @@ def evaluate(options: argparse.Namespace) -> None:
     device = runtime.pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
+    runtime.keep_memory()
     with _values_make_sense(judged.name):
         measured = evaluation.of_checkpoint(judged, path, device, options.spot)
     metrics = {
