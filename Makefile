@@ -11,10 +11,10 @@ help:  ## print these targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
 book: $(STAMP)  ## run the chapters and build the pages, what changed of them: _build/html/index.html
-	@$(BIN)/python -m helpers.site run && $(BIN)/python -m helpers.site build
+	@$(BIN)/metabook book
 
 test: $(STAMP)  ## unit, chapters, smoke, book and records checks; name some with TIERS="unit book"
-	@$(BIN)/python -m helpers.site.checks $(TIERS)
+	@$(BIN)/metabook check $(TIERS)
 
 lab: $(STAMP)  ## open the chapters in JupyterLab
 	@$(BIN)/python -m jupyterlab
@@ -23,7 +23,7 @@ bench: $(STAMP)  ## time one meta-gradient against other libraries: _build/bench
 	@$(BIN)/metabook bench
 
 refresh: $(STAMP)  ## run the chapters and put their outputs into notebooks/; name some with CHAPTERS="02 08"
-	@$(BIN)/python -m helpers.site refresh $(CHAPTERS)
+	@$(BIN)/metabook refresh $(CHAPTERS)
 
 lock: $(STAMP)  ## add to requirements.lock what pyproject.toml newly asks for (with UPGRADE=--upgrade: all anew)
 	@$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip compile --quiet --annotation-style=line $(UPGRADE) pyproject.toml -o requirements.lock

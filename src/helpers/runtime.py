@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
+import glob
 import os
 import platform
 import shutil
@@ -12,13 +12,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from helpers.errors import UserError
+from helpers.errors import Busy, UserError
 
 
 def root() -> Path:
@@ -26,9 +26,22 @@ def root() -> Path:
 
     Returns:
         The folder that holds ``data/`` and ``notebooks/``. It does not depend on the working directory.
+
+    Raises:
+        UserError: where the package does not lie in a checkout and ``METABOOK_ROOT`` names none.
     """
     named = os.environ.get("METABOOK_ROOT")
-    return Path(named).resolve() if named else Path(__file__).resolve().parents[2]
+    if named:
+        if not Path(named).is_dir():
+            raise UserError(f"METABOOK_ROOT names {named}, which is no folder: set it to a checkout of the book")
+        return Path(named).resolve()
+    base = Path(__file__).resolve().parents[2]
+    if not ((base / "_config.yml").is_file() and (base / "data").is_dir()):
+        raise UserError(
+            f"the helpers in {Path(__file__).parent} are no part of a checkout of the book, which holds the chapters "
+            "and data: clone the repository and install it with `pip install -e .`, or set METABOOK_ROOT to a clone"
+        )
+    return base
 
 
 def pick_device(name: str) -> torch.device:
@@ -185,14 +198,35 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C, a full disk
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         kept = "the previous file is intact" if os.path.exists(path) else "nothing was written"
         raise UserError(
             f"cannot write {path} ({error.strerror or error}): "
             f"free space or allow writing there, then run again; {kept}"
         ) from None
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what calls of :func:`write_atomically` that were killed left beside a file.
+
+    Only for whoever holds the lock (:func:`only_one`): another process may be writing.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):  # as the module tempfile names them
+        leftover.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file so that another can take its place, and return its new name; None where there is no file."""
+    if not path.exists():
+        return None
+    names = (path.with_name(f"{path.name}.old{number or ''}") for number in range(1_000_000))
+    free = next(name for name in names if not name.exists())
+    os.replace(path, free)
+    return free
 
 
 def ensure_writable(folder: Path) -> None:
@@ -213,27 +247,49 @@ def ensure_writable(folder: Path) -> None:
 
 @contextmanager
 def only_one(path: Path, task: str) -> Iterator[None]:
-    """Keep a second process from working on the same file; the lock goes when the process does, however it ends.
+    """Keep a second process from working on the same file or folder; the lock goes with the process, however it ends.
+
+    What a killed process left of the file is removed (:func:`remove_leftovers`).
 
     Args:
-        path: the file; the lock itself is in the system's folder for temporary files, so nothing lies about beside it.
+        path: the file or folder; the lock is a hidden file beside the one or in the other, so that all processes agree
+            on it whatever their folders for temporary files are.
         task: what is being done, for the message.
 
     Raises:
-        UserError: if another process is at it.
+        helpers.errors.Busy: if another process is at it.
+        UserError: if nothing can be written there.
     """
     try:
         import fcntl
     except ImportError:  # not a Unix
         yield
         return
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    with open(Path(tempfile.gettempdir()) / f"metabook-{os.getuid()}-{name}.lock", "w") as file:
+    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    ensure_writable(lock.parent)
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is {task} at this moment: wait until it ends, or stop it") from None
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise UserError(f"cannot open the lock {lock} ({error.strerror}): remove it, then run again") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise Busy(f"another process is {task} at this moment: wait until it ends, or stop it") from None
+        except OSError:  # a file system without locks
+            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), lock.stat()):
+                break
+        os.close(handle)  # whoever held it has removed it since it was opened
+    try:
+        if lock.parent == path.parent:
+            remove_leftovers(path)
         yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def commit() -> str:

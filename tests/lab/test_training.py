@@ -24,7 +24,7 @@ from refusals import refused
 from tiny import Tiny, TinyRun, assert_same, checkpoint, stored, train
 
 from helpers import runtime
-from helpers.errors import UserError
+from helpers.errors import Terminated, UserError
 from helpers.lab import checkpoints, records, schedules, statistics, training
 from helpers.models.mlp import MLP
 from helpers.runtime import root
@@ -137,6 +137,52 @@ def test_ctrl_c_keeps_everything(whole, tmp_path):
     assert record["status"] == "partial" and record["iterations"]["done"] == iteration(tmp_path) == 77
     train(tmp_path)
     assert_same(whole[0], tmp_path)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_loses_nothing_that_was_saved(whole, tmp_path, monkeypatch):
+    """In the middle of an iteration; what was saved before is there, and nothing half done lies beside it."""
+    gradient = TinyRun.gradient
+    for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
+        saved = iteration(tmp_path) + 20
+
+        def impatient(self, theta, generator, at, number=number, last=saved):
+            if at == last:
+                signal.raise_signal(number)
+                signal.raise_signal(number)
+                pytest.fail("it went on")
+            return gradient(self, theta, generator, at)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TinyRun, "gradient", impatient)
+            with pytest.raises(error):
+                train(tmp_path, save_every=0)
+        assert iteration(tmp_path) == saved and not (tmp_path / "records" / "tiny.json").exists()
+        assert [path.name for path in checkpoint(tmp_path).parent.iterdir()] == [checkpoint(tmp_path).name]
+    train(tmp_path)
+    assert_same(whole[0], tmp_path)
+
+
+def test_what_killed_saves_left_is_removed_at_the_next_start(tmp_path):
+    left = [tmp_path / "checkpoints" / ".tiny.safetensors.xz.abc_1234", tmp_path / "records" / ".tiny.json.abc_1234"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    train(tmp_path, budget=0)
+    assert not any(path.exists() for path in left)
+
+
+def test_a_finished_run_is_set_aside_not_lost(tmp_path):
+    said = []
+    before = [train(tmp_path), checkpoint(tmp_path).read_bytes()]
+    record = tmp_path / "records" / "tiny.json"
+    assert before[0] == json.loads(record.read_text())
+    for suffix in ("", "1"):
+        kept = [path.with_name(f"{path.name}.old{suffix}") for path in (checkpoint(tmp_path), record)]
+        contents = [path.read_bytes() for path in (checkpoint(tmp_path), record)]
+        training.train(Tiny(), data=tmp_path, fresh=True, budget=0, progress=False, say=said.append)
+        assert [path.read_bytes() for path in kept] == contents
+        assert f"tiny: the earlier run is kept as {kept[0]}, {kept[1]}" in said
+        assert iteration(tmp_path) == 1
 
 
 def test_fresh_starts_over(whole, tmp_path):

@@ -16,9 +16,9 @@ from matplotlib.animation import FuncAnimation
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from helpers.errors import UserError
-from helpers.runtime import root
-from helpers.site import builder, checks, commands, config, notebooks, runner
+from helpers.errors import Busy, UserError
+from helpers.runtime import only_one, root
+from helpers.site import builder, checks, config, notebooks, runner
 
 PARAMETERS = new_code_cell("profile = 'book'\nseed: int = 0\ndevice = 'cpu'", metadata={"tags": ["parameters"]})
 CONFIG = """
@@ -69,13 +69,31 @@ def test_chapters_and_their_short_names(project):
 
 
 def test_parameters_are_those_of_the_tagged_cell(project):
-    assert notebooks.parameters_of("01_one") == ["profile", "seed", "device"]
+    assert notebooks.parameters_of("01_one") == {"profile": str, "seed": int, "device": str}
+    cell = new_code_cell(
+        "rate = 1e-3\nsome = []\nhours = (\n    0.0\n)\nother = 2 * 3", metadata={"tags": ["parameters"]}
+    )
+    nbformat.write(new_notebook(cells=[cell]), project / "notebooks/02_two.ipynb")
+    assert notebooks.parameters_of("02_two") == {"rate": float, "some": list[str], "hours": float, "other": str}
+    cell.source = "rate = "
+    nbformat.write(new_notebook(cells=[cell]), project / "notebooks/02_two.ipynb")
+    with pytest.raises(UserError, match="the cell of parameters of .*02_two.ipynb cannot be read"):
+        notebooks.parameters_of("02_two")
+
+
+def test_texts_become_parameters_of_their_kind(project):
+    names = notebooks.chapters()
+    assert notebooks.read_parameters(names, [("seed", "3"), ("device", "1")]) == {"seed": 3, "device": "1"}
+    with pytest.raises(UserError, match="seed of chapter 01_one must be a whole number, not 'x'"):
+        notebooks.read_parameters(names, [("seed", "x")])
+    with pytest.raises(UserError, match="01_one has no parameter 'sede' .did you mean seed"):
+        notebooks.read_parameters(names, [("sede", "3")])
 
 
 def test_refusals_come_before_anything_runs(project):
     with pytest.raises(UserError, match="no profile 'fast'; the profiles are quick, book, paper"):
         runner.run_chapters(profile="fast")
-    with pytest.raises(UserError, match="01_one has no parameter 'sede'; its parameters are: profile, seed, device"):
+    with pytest.raises(UserError, match="01_one has no parameter 'sede' .*; its parameters are: profile, seed, device"):
         runner.run_chapters(parameters={"sede": 1})
     (project / "notebooks/02_two.ipynb").write_text('{"cells": [')
     with pytest.raises(UserError, match="not a readable notebook"):
@@ -170,7 +188,7 @@ def test_dying_kernel_is_named(project):
 
 def test_interrupt_keeps_what_is_done_and_leaves_no_kernel(project):
     chapter(project, "01_one", "import os, time", "open('../pid', 'w').write(str(os.getpid()))", "time.sleep(600)")
-    command = [sys.executable, "-m", "helpers.site", "run"]
+    command = [sys.executable, "-m", "helpers.cli", "run"]
     # A process in the background of a script inherits SIGINT ignored, and Python then leaves it so.
     child = subprocess.Popen(
         command,
@@ -196,6 +214,56 @@ def test_interrupt_keeps_what_is_done_and_leaves_no_kernel(project):
         time.sleep(0.1)
     else:
         pytest.fail("the kernel is still running")
+
+
+def test_chapters_are_run_into_a_folder_by_one_process_at_a_time(project, monkeypatch):
+    monkeypatch.setattr(runner, "_run_one", lambda *_: pytest.fail("it ran"))
+    out = project / "_build/book"
+    out.mkdir(parents=True)
+    with only_one(out, "running chapters"):
+        with pytest.raises(Busy, match="another process is running chapters into .*book at this moment"):
+            runner.run_chapters()
+        with pytest.raises(Busy):
+            checks._chapters()  # what lies there is not taken for its own
+    with only_one(project / "_build", "building"), pytest.raises(Busy, match="another process is building the site"):
+        builder.build()
+    with only_one(project / "notebooks", "refreshing"), pytest.raises(Busy, match="is refreshing chapters"):
+        runner.refresh()
+
+
+def test_a_refresh_that_is_stopped_takes_nothing_over_from_an_earlier_one(project, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    out = project / "_build/refresh"
+    out.mkdir(parents=True)
+    for name in notebooks.chapters():  # what an earlier refresh left of other notebooks
+        chapter(project, name, "print('old')")
+        (out / f"{name}.ipynb").write_bytes((project / f"notebooks/{name}.ipynb").read_bytes())
+        (out / f"{name}.digest").write_text("digest")
+        path = chapter(project, name, "print('new')")
+    before = path.read_bytes()
+    monkeypatch.setattr(runner, "run_chapters", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.refresh()
+    assert path.read_bytes() == before
+
+
+def test_a_second_ctrl_c_waits_for_no_kernel(monkeypatch):
+    """Asked to end, papermill shuts its kernel down; who asks twice has it killed."""
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, lambda *_: None); print(1, flush=True); time.sleep(600)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE)
+    child.stdout.readline()
+
+    def wait(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        runner._end([child], {})
+    assert child.wait(timeout=10) == -signal.SIGKILL
 
 
 def test_refresh_stamps_the_address_and_keeps_a_failing_chapter(project):
@@ -340,16 +408,6 @@ def test_unexecuted_chapters_are_not_published(project):
 def test_missing_site_is_one_sentence(project):
     with pytest.raises(UserError, match="does not exist; build the book with `make book`"):
         builder.check_site()
-
-
-def test_command_line_turns_errors_into_one_sentence(project, capsys):
-    assert commands.main(["run", "07"]) == 2
-    assert capsys.readouterr().err == "metabook: there is no chapter '07'; the chapters are 01_one, 02_two.\n"
-    (project / "_build").write_text("a file where a folder should be")
-    assert commands.main(["run"]) == 2
-    assert capsys.readouterr().err.startswith("metabook: ")
-    assert checks.main(["everything"]) == 2
-    assert "there is no tier 'everything'" in capsys.readouterr().err
 
 
 def test_committed_chapters_follow_the_conventions():

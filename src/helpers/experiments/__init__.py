@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from helpers.errors import UserError
+from helpers.errors import UserError, nearest
 
 PAPERS = ("maml", "reptile", "imaml", "ml3", "nos", "jets")  # in the order of the queue, each with all its modules
 
@@ -30,5 +30,7 @@ def find(name: str):
     """
     known = catalogue()
     if name not in known:
-        raise UserError(f"there is no experiment {name!r}; known: {', '.join(known)}")
+        raise UserError(
+            f"there is no experiment {name!r}{nearest(name, known)}; `metabook train --list` names them all"
+        )
     return known[name]

@@ -73,6 +73,9 @@ class Comparison(Recorded):
         method: ``"maml"``, ``"fomaml"``, ``"reptile"``, ``"imaml"``, or ``"released"`` (:func:`released`).
         cost: image gradients of one task.
         budget: image gradients of one seed.
+        strength, damping, cg_steps: λ of the proximal term, and damping and steps of the linear solver, of iMAML.
+        reptile_batch: images in a minibatch of Reptile.
+        looks: points of the curve, the end included.
     """
 
     name: str

@@ -120,6 +120,7 @@ class Translation(Recorded):
     Attributes:
         method: one of ``METHODS``.
         sources: training languages.
+        validation, seen, held: languages of validation, and of the test, whose families training has seen, or not.
         hidden, embedding: sizes of the network.
         batch, inner_rate, count: see :func:`method`.
         budget: gradients of names of one seed.

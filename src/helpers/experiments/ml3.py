@@ -51,6 +51,7 @@ class SineStudy(Ml3Experiment):
         test_tasks: the same for all seeds.
         far: a number of steps beyond the horizon of the paper.
         tuning_rates: for the mean squared error, besides the common rate.
+        adam_rate: of Adam, where it takes the place of plain descent at test.
     """
 
     hidden: tuple[int, ...] = (100, 10)
@@ -140,6 +141,7 @@ class ShapedSine(Ml3Experiment):
     Attributes:
         shaped: meta-train on (ω − ω*)², else on the mean squared error.
         truths: range of the true frequencies.
+        points: of a task.
         truth: that of the paper's figure.
         reach: range of ω in which the landscape is looked at.
         close: how near to ω* a descent has to end.
@@ -281,6 +283,7 @@ class InverseDynamics(Ml3Experiment):
         shaped: meta-train on the mass matrix.
         hidden: widths of the network.
         points: of a motion of ``seconds``.
+        seconds: that a motion lasts.
         test_tasks: the same for all seeds, as in all of these studies.
         waves: of a joint's motion: sines up to so many periods.
     """

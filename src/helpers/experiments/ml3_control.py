@@ -54,6 +54,8 @@ class Car(Ml3Experiment):
             draws a new one for every task.
         test_policies: new ones.
         arrived: how near to the goal's position counts as having reached it.
+        hidden: width of the policies.
+        loss_width: of the learned loss.
     """
 
     inner_rate: float = 1e-3
@@ -149,6 +151,8 @@ class Reaching(Ml3Experiment):
     Attributes:
         body: ``"mass"`` or ``"arm"``.
         goals: goals that there are in training. The public code has one; None draws new ones.
+        hidden: widths of the policies.
+        loss_width: of the learned loss.
         policies: first policies that there are for each seed. The public code has one; None draws new ones.
         sees_goal: the learned loss sees the goal itself. In the public code it sees the distance at the end, a number
             that does not tell where to go.

@@ -97,6 +97,7 @@ class Children(Recorded):
         data_set: ``"digits"`` or ``"cifar10"``.
         size: height and width of the images.
         train, valid, test: numbers of images.
+        batch: images in a minibatch.
         epochs: of a child's training, the one of the sweep included.
         hopeless: a child whose best score after one epoch is not above this is trained no further; chance is 0.1.
         chunk: networks in one batched program.
@@ -143,6 +144,8 @@ class Search(Recorded):
         clip, bonus: PPO's clipping of the ratio, and weight of the entropy.
         baseline: decay of the moving average of rewards.
         depth: of the expressions.
+        size: of the controller's memory.
+        population, tournament: of evolution: the latest proposals that may have children, and how many of them compete.
         late: share of the rounds, at the end, whose rewards are reported as late.
         recheck: the best rules so many are trained once more when the record is made.
     """

@@ -61,6 +61,9 @@ class Transfer(Recorded):
         epochs, sweep_epochs: of the training, and of each rate's trial.
         seeds: starts that are judged; 1 to ``seeds``, while the sweep has start 0.
         chunk: networks in one batched program.
+        batch: examples in a minibatch.
+        found: of the search's best rules so many.
+        rates: that are swept for every rule.
     """
 
     name: str

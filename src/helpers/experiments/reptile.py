@@ -185,6 +185,7 @@ class Combinations(OnOmniglot):
     Attributes:
         inner_batch: 25, all classes' ``shots`` in one minibatch.
         outer_rate: 0.25; an entry ``(g1+g2)/2`` moves by half of it.
+        longest: the most minibatches of an inner path.
     """
 
     name: str
@@ -293,6 +294,7 @@ class SineDemo(Recorded):
         points: equally spaced x in [−5, 5] that a task consists of.
         inner_rate: of SGD, in training and at test.
         shots: points that are seen at test.
+        inner_batch: points in a minibatch.
         test_steps: inner steps at test after which the error on all points is measured.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from helpers.errors import UserError
+from helpers.errors import UserError, nearest
 from helpers.lab.records import Record, metric
 from helpers.lab.statistics import Interval
 from helpers.runtime import root
@@ -66,8 +66,10 @@ def load_claims(paper: str | None = None) -> list[Claim]:
             for entry in content["claims"]:
                 claims.append(Claim(paper=content["paper"], **entry | {"direction": tuple(entry.get("direction", ()))}))
         except FileNotFoundError:
-            known = ", ".join(p.stem for p in sorted(where.glob("*.yaml")))
-            raise UserError(f"there is no claims file {path}; known papers: {known}") from None
+            known = [p.stem for p in sorted(where.glob("*.yaml"))]
+            raise UserError(
+                f"there is no claims file {path}{nearest(path.stem, known)}; known papers: {', '.join(known)}"
+            ) from None
         except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
             raise UserError(
                 f"the claims file {path} cannot be read ({' '.join(str(error).split())}): "

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from helpers import runtime
 from helpers.errors import UserError
+from helpers.lab import checkpoints
+from helpers.lab.protocols import Experiment
+from helpers.lab.statistics import Interval
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
 from helpers.types import Examples, Params, Tasks
@@ -83,3 +88,28 @@ def adaptation_curve(
         return torch.stack(values)
 
     return vmap(curve, chunk_size=chunk)(tasks).T
+
+
+def of_checkpoint(
+    experiment: Experiment, path: Path, device: torch.device | str = "cpu", spot: bool = False
+) -> dict[str, Interval]:
+    """The metrics of an experiment's checkpoint, measured anew; nothing is written.
+
+    Args:
+        experiment: the checkpoint's own, or one that is judged in another way and has the same parameters.
+        path: the file.
+        spot: measure on a part of the tasks only, where the experiment has such a check.
+
+    Raises:
+        UserError: if the file is missing or damaged, or holds other parameters than the experiment has.
+    """
+    theta = checkpoints.load_theta(path.name.removesuffix(checkpoints.SUFFIX), path.parent)
+    run = experiment.setup(torch.device(device), False)
+    fresh = run.init(runtime.generator(experiment.seed, device))
+    if {name: value.shape for name, value in fresh.items()} != {name: value.shape for name, value in theta.items()}:
+        raise UserError(
+            f"the checkpoint {path} holds other parameters than {experiment.name} has: leave fields that change "
+            "the network as they were in training"
+        )
+    measure = getattr(run, "spot_check", run.evaluate) if spot else run.evaluate
+    return measure({name: value.to(device) for name, value in theta.items()})

@@ -38,7 +38,20 @@ class Run(Protocol):
 
 
 class Experiment(Protocol):
-    """A named, recorded experiment. Its attributes are the configuration; see ``helpers.experiments.maml`` for one."""
+    """A named, recorded experiment. Its attributes are the configuration; see ``helpers.experiments.maml`` for one.
+
+    Attributes:
+        name: what files and commands call it.
+        paper: whose claims its record answers.
+        iterations: outer iterations of the whole run.
+        outer_rate: step size of the outer optimiser, at the beginning where it is annealed.
+        outer_rate_final: where the outer rate goes, linearly.
+        outer_rate_hold: iterations before the outer rate begins to go there.
+        seed: of first parameters and training tasks; test tasks do not depend on it.
+        evaluate_every: iterations between two points of the curve in the record.
+        outer: the outer optimiser, ``"adam"`` or ``"sgd"``.
+        watched: metric that tells whether a run has lost its footing.
+    """
 
     name: str
     paper: str

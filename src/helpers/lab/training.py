@@ -12,6 +12,7 @@ parameters as stored. Single precision stays where half of it would move a metri
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from helpers import runtime
-from helpers.errors import UserError
+from helpers.errors import UserError, stop_at_once
 from helpers.lab import records
 from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, moved
 from helpers.lab.protocols import Experiment, Run
@@ -35,15 +36,28 @@ from helpers.lab.statistics import Interval
 from helpers.types import Params
 from helpers.validate import positive, whole
 
+RECORD_SUFFIXES = (".json", ".csv.gz")
+
 
 @contextmanager
 def _stop_requests():
-    """Yield a list that is no longer empty once Ctrl-C or a termination request came; nothing is interrupted by it."""
+    """Yield a list that is no longer empty once Ctrl-C or a termination request came.
+
+    The first one interrupts nothing; with a second one the user does not want to wait.
+    """
     received: list[int] = []
     previous = {}
+
+    def handle(number: int, _: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            stop_at_once(number)
+        # Not by print, which may be what was interrupted.
+        os.write(2, b"\nmetabook: stopping after this iteration; once more stops at once, at the last checkpoint\n")
+
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            previous[number] = signal.signal(number, lambda got, _: received.append(got))
+            previous[number] = signal.signal(number, handle)
         except ValueError:  # not in the main thread
             pass
     try:
@@ -70,7 +84,7 @@ def train(
 
     Args:
         budget: seconds of training in this call; the run then stops cleanly and its record is partial.
-        fresh: ignore an existing checkpoint.
+        fresh: start over; what is there is renamed to ``….old`` once there is something to put in its place.
         compiled: use ``torch.compile``; other rounding, so part of what bit-identical resumption presumes.
         form: how the estimator runs, a name of ``helpers.numerics.tracing.FORMS``, where the experiment leaves the
             choice; by default ``"compiled"`` or ``"traced"``. ``"fastest"`` tries them for some seconds each.
@@ -85,11 +99,13 @@ def train(
     Raises:
         UserError: if the loss stops being finite (naming the iteration and the last good checkpoint), a file cannot be
             written, the checkpoint is damaged or of another configuration, or another process trains the same.
-        KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written.
+        KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written; after a second one at once.
     """
     data = data or runtime.root() / "data"
     path = data / "checkpoints" / f"{experiment.name}{SUFFIX}"
     with runtime.only_one(path, f"training {experiment.name}"):
+        for suffix in RECORD_SUFFIXES:
+            runtime.remove_leftovers(data / "records" / f"{experiment.name}{suffix}")
         how = form or ("compiled" if compiled else "traced")
         return _train(experiment, torch.device(device), budget, fresh, how, data, path, save_every, progress, say)
 
@@ -160,6 +176,10 @@ def _train(
                 **runtime.machine(device),
             }  # fmt: skip
             state.slices.append(this | ({"reseeded": True} if state.reseeded else {}))
+        if fresh and not kept:
+            files = [path, *(data / "records" / f"{experiment.name}{suffix}" for suffix in RECORD_SUFFIXES)]
+            if moved_to := list(filter(None, map(runtime.set_aside, files))):
+                say(f"{experiment.name}: the earlier run is kept as {', '.join(map(str, moved_to))}")
         state.save(path, config, over=state.iteration == experiment.iterations)
         kept = True
 

@@ -1,4 +1,9 @@
-"""Building the site from executed chapters, and checking what was built."""
+"""Building the site from executed chapters, and checking what was built.
+
+:func:`build` stages the configuration, the prose and the executed chapters in ``_build/site``, builds them with
+warnings as errors, checks the pages and only then puts them at ``_build/html``. What has not changed is not built
+again.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from helpers.errors import UserError
-from helpers.runtime import root
+from helpers.runtime import only_one, root
 from helpers.site.config import config, repository
 from helpers.site.notebooks import chapters, read, select
 
@@ -49,6 +54,11 @@ def build(notebooks: Path | None = None, into: Path | None = None) -> Path:
     """
     notebooks = notebooks or root() / "_build" / "book"
     into = into or root() / "_build"
+    with only_one(into, f"building the site in {into}"):
+        return _build(notebooks, into)
+
+
+def _build(notebooks: Path, into: Path) -> Path:
     if (config().get("execute") or {}).get("execute_notebooks") != "off":
         raise UserError(
             '_config.yml must say `execute_notebooks: "off"` under `execute`; `make book` runs the chapters.'

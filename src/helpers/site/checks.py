@@ -1,4 +1,4 @@
-"""The checks of the book, cheapest first: ``python -m helpers.site.checks [TIER ...]``, all of them when none is named.
+"""The checks of the book, cheapest first: ``metabook check [TIER ...]``, all of them when none is named.
 
 unit      pytest on the helpers, and the examples in their docstrings
 chapters  every chapter once at its defaults, its outputs compared with the committed ones (:mod:`helpers.site.compare`)
@@ -12,7 +12,6 @@ book`` has nothing left to do.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -26,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers import runtime
-from helpers.errors import UserError, exit_status
-from helpers.runtime import commit, root
+from helpers.errors import Busy, UserError, nearest
+from helpers.runtime import commit, only_one, root
 from helpers.site import builder, compare, notebooks, runner
 
 STAND_IN = "tests/site/test_standin_chapters.py"
@@ -83,6 +82,8 @@ def _chapters() -> Result:
     out, result, problem = root() / "_build" / "book", Result(), ""
     try:
         runner.run_chapters(out=out)
+    except Busy:  # what lies there now is another run's
+        raise
     except UserError as error:  # what did run is compared all the same
         problem = str(error)
     for name in notebooks.select():
@@ -179,13 +180,18 @@ def run(names: Sequence[str] | None = None, *, all_records: bool = False) -> int
         The exit status: 0 when every tier passed.
 
     Raises:
-        UserError: a tier that does not exist.
+        UserError: a tier that does not exist, or another process runs the checks.
     """
     for name in names or ():
         if name not in TIERS:
-            raise UserError(f"there is no tier {name!r}; the tiers are {', '.join(TIERS)}.")
+            raise UserError(f"there is no tier {name!r}{nearest(name, TIERS)}; the tiers are {', '.join(TIERS)}.")
+    with only_one(_folder(), "running the checks"):
+        return _run(names or list(TIERS), all_records)
+
+
+def _run(names: Sequence[str], all_records: bool) -> int:
     lines, failed, totals, absent, start = [], [], Counter(), 0, time.monotonic()
-    for name in names or TIERS:
+    for name in names:
         print(f"\n--- {name}", flush=True)
         begin = time.monotonic()
         try:
@@ -215,15 +221,3 @@ def run(names: Sequence[str] | None = None, *, all_records: bool = False) -> int
     print(f"\n{summary}", flush=True)
     (_folder() / "summary.txt").write_text(summary + "\n", encoding="utf-8")
     return 1 if failed else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m helpers.site.checks", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tier", nargs="*", help=f"{', '.join(TIERS)}; all when none is named")
-    parser.add_argument("--all", action="store_true", help="evaluate all records, not only those whose turn it is")
-    given = parser.parse_args(argv)
-    return exit_status(run, given.tier, all_records=given.all)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,8 +22,8 @@ class Floor(NamedTuple):
 
 FLOORS = (  # lowest first
     Floor(
-        ("types", "runtime", "validate", "errors"),
-        "the nouns (parameters, networks, tasks, learners, estimators); paths, devices, files; checks of arguments",
+        ("types", "runtime", "validate", "settings", "errors"),
+        "the nouns (parameters, networks, tasks, learners, estimators); paths, devices, files; arguments and settings",
     ),
     Floor(
         ("numerics", "site"),

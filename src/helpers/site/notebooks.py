@@ -6,10 +6,12 @@ import ast
 import base64
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from helpers.errors import UserError
+from helpers import settings
+from helpers.errors import UserError, nearest
 from helpers.runtime import root
 
 PROFILES = ("quick", "book", "paper")
@@ -34,23 +36,75 @@ def select(names: Sequence[str] | None = None) -> list[str]:
         stem = Path(name).stem
         match = [chapter for chapter in known if stem in (chapter, *chapter.split("_", 1))]
         if not match:
-            raise UserError(f"there is no chapter {name!r}; the chapters are {', '.join(known)}.")
+            names_of_all = [*known, *(part for chapter in known for part in chapter.split("_", 1))]
+            raise UserError(
+                f"there is no chapter {name!r}{nearest(stem, names_of_all)}; the chapters are {', '.join(known)}."
+            )
         chosen += match
     return list(dict.fromkeys(chosen))
 
 
-def parameters_of(chapter: str) -> list[str]:
-    """Names assigned in the cell of a chapter that is tagged ``parameters``; empty when there is no such cell."""
-    for cell in read(root() / "notebooks" / f"{chapter}.ipynb").cells:
+def parameters_of(chapter: str) -> dict[str, Any]:
+    """What the cell of a chapter that is tagged ``parameters`` assigns; empty when there is no such cell.
+
+    Returns:
+        The kind of each name (:mod:`helpers.settings`), that of its default.
+
+    Raises:
+        UserError: if that cell is no Python.
+    """
+    path = root() / "notebooks" / f"{chapter}.ipynb"
+    for cell in read(path).cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
-            targets = [
-                target
-                for statement in ast.parse(cell.source).body
+            try:
+                statements = ast.parse(cell.source).body
+            except SyntaxError as error:
+                raise UserError(f"the cell of parameters of {path} cannot be read ({error}); mend it.") from None
+            return {
+                target.id: _kind(statement.value)
+                for statement in statements
                 if isinstance(statement, (ast.Assign, ast.AnnAssign))
                 for target in (statement.targets if isinstance(statement, ast.Assign) else [statement.target])
-            ]
-            return [target.id for target in targets if isinstance(target, ast.Name)]
-    return []
+                if isinstance(target, ast.Name)
+            }
+    return {}
+
+
+def _kind(default: ast.expr | None) -> Any:
+    try:
+        return settings.kind_of(ast.literal_eval(default)) if default else str
+    except (ValueError, TypeError):  # computed, so the text itself is handed on
+        return str
+
+
+def check_parameters(chapter: str, names: Iterable[str]) -> dict[str, Any]:
+    """What :func:`parameters_of` gives.
+
+    Raises:
+        UserError: if one of the names is not among them.
+    """
+    known = parameters_of(chapter)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"chapter {chapter} has no parameter {name!r}{nearest(name, known)}; "
+                f"its parameters are: {', '.join(known) or 'none'}."
+            )
+    return known
+
+
+def read_parameters(names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Values for the parameters of chapters, from texts.
+
+    Raises:
+        UserError: a parameter that one of the chapters does not have, or a text that is not of its kind.
+    """
+    values: dict[str, Any] = {}
+    for name, text in pairs:
+        for chapter in names:
+            kind = check_parameters(chapter, [name])[name]
+            values[name] = settings.read(text, kind, f"{name} of chapter {chapter}")
+    return values
 
 
 def read(path: Path):

@@ -1,12 +1,7 @@
-"""Run the chapters headless and build the site from them.
+"""Running the chapters headless.
 
-    python -m helpers.site run [CHAPTER ...] [--profile quick|book|paper] [-p NAME VALUE] [--out FOLDER] [--force]
-    python -m helpers.site build | check | refresh [CHAPTER ...]
-
-``run`` executes copies with papermill, so the working tree stays as it is: ``_build/book/NAME.ipynb``, beside it
-``NAME.digest``, which says from what it was made and how many seconds it took. ``build`` stages the configuration, the
-prose and the executed chapters in ``_build/site``, builds them with warnings as errors, checks the pages and only then
-puts them at ``_build/html``. What has not changed is neither run nor built again.
+Copies are executed with papermill, so the working tree stays as it is: ``_build/book/NAME.ipynb``, beside it
+``NAME.digest``, which says from what it was made and how many seconds it took. What has not changed is not run again.
 """
 
 from __future__ import annotations
@@ -20,16 +15,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from helpers.errors import UserError
-from helpers.runtime import ONE_THREAD, cores, root
+from helpers.errors import UserError, nearest
+from helpers.runtime import ONE_THREAD, cores, only_one, root
 from helpers.site.config import repository
-from helpers.site.notebooks import PROFILES, parameters_of, read, select, tidy, write
+from helpers.site.notebooks import PROFILES, check_parameters, read, select, tidy, write
 
 # Seconds of processor time that a chapter may take, its kernel's start included: shown, since machines differ.
 BUDGETS = {"quick": 30, "book": 120}
@@ -85,22 +80,29 @@ def run_chapters(
         jobs: kernels at a time; one a core with one thread each, but one with all threads in the profile ``paper``.
 
     Raises:
-        UserError: unknown chapter, profile or parameter, before anything runs; or a chapter that failed, after all
-            others were finished and the traceback was printed.
+        UserError: unknown chapter, profile or parameter, or another process at the same folder, before anything runs;
+            or a chapter that failed, after all others were finished and the traceback was printed.
     """
     if profile not in PROFILES:
-        raise UserError(f"there is no profile {profile!r}; the profiles are {', '.join(PROFILES)}.")
+        raise UserError(
+            f"there is no profile {profile!r}{nearest(profile, PROFILES)}; the profiles are {', '.join(PROFILES)}."
+        )
     names = select(names)
     values = dict(parameters or {})
     if profile != "book":  # "book" is what the notebooks say themselves
         values = {"profile": profile} | values
     for name in names:  # papermill only logs an unknown parameter and runs on with the default
-        unknown = [value for value in values if value not in parameters_of(name)]
-        if unknown:
-            known = ", ".join(parameters_of(name)) or "none"
-            raise UserError(f"chapter {name} has no parameter {unknown[0]!r}; its parameters are: {known}.")
+        check_parameters(name, values)
     out = Path(out) if out else root() / "_build" / profile
     out.mkdir(parents=True, exist_ok=True)
+    with only_one(out, f"running chapters into {out}"):
+        return _run_changed(names, profile, values, out, force, jobs)
+
+
+def _run_changed(
+    names: Sequence[str], profile: str, values: Mapping[str, Any], out: Path, force: bool, jobs: int | None
+) -> dict[str, Path]:
+    """Run those of the chapters that are not as they were in their last run, and say what came of it."""
     surroundings = _surroundings()
     digests = {name: _digest(name, values, surroundings) for name in names}
     todo = [name for name in names if force or _stamp(out, name)[0] != digests[name]]
@@ -164,14 +166,25 @@ def _run_side_by_side(
                     failures[runs[run]] = failure
         except BaseException:  # Ctrl-C: stop what runs, keep what is done
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in children:
-                if child.poll() is None:
-                    child.terminate()  # nbclient then shuts its kernel down
+            _end(children, runs)
             raise
         finally:
             for bar in bars.values():
                 bar.close()
     return failures
+
+
+def _end(children: Sequence[subprocess.Popen], runs: Mapping[Future, str]) -> None:
+    """Ask papermill's processes to end, which then shut their kernels down; a second Ctrl-C does not wait for that."""
+    alive = [child for child in children if child.poll() is None]
+    for child in alive:
+        child.terminate()
+    try:
+        wait(runs)
+    except KeyboardInterrupt:
+        for child in alive:
+            child.kill()  # a kernel ends where its parent has gone
+        raise
 
 
 class _Lines:
@@ -291,9 +304,14 @@ def refresh(names: Sequence[str] | None = None) -> None:
     Raises:
         UserError: a chapter failed; that one stays as it was, the others are refreshed.
     """
-    folder, out, url = root() / "notebooks", root() / "_build" / "refresh", repository()["url"]
-    names = select(names)
+    folder, names = root() / "notebooks", select(names)
+    with only_one(folder, "refreshing chapters"):
+        _refresh(names, folder, root() / "_build" / "refresh", repository()["url"])
+
+
+def _refresh(names: Sequence[str], folder: Path, out: Path, url: str) -> None:
     for name in names:
+        (out / f"{name}.digest").unlink(missing_ok=True)  # whatever happens, only what this call runs is taken over
         notebook = read(folder / f"{name}.ipynb")
         for cell in notebook.cells:
             if "bootstrap" in cell.metadata.get("tags", []):

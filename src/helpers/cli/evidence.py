@@ -1,0 +1,87 @@
+"""Verbs that only look: ``show`` an experiment, ``verdicts`` of the papers' claims."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import shutil
+import textwrap
+
+from helpers.cli.grammar import Commands
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print what an experiment is, and its fields."""
+    from helpers import experiments
+    from helpers.lab import records, variants
+
+    experiment = experiments.find(options.name)
+    width = min(100, shutil.get_terminal_size().columns)
+    about, *_ = (inspect.cleandoc(type(experiment).__doc__ or "")).partition("\n\nAttributes:")
+    print(f"{experiment.name} (paper: {experiment.paper})\n")
+    for paragraph in about.split("\n\n"):
+        print(textwrap.fill(variants.plain(paragraph), width) + "\n")
+    record = records.load(experiment.name, missing_ok=True)
+    done = f"recorded: {records.progress(record)}" if record else "not recorded yet"
+    print(f"{done}; `metabook train {experiment.name}` trains it, with --set NAME=VALUE a variant of it.\n")
+    fields = variants.described(experiment)
+    longest = max(len(field.name) for field in fields)
+    for field in fields:
+        value = field.value if isinstance(field.value, str) else repr(field.value)
+        print(f"{field.name:<{longest}}  {textwrap.shorten(value, width - longest - 2, placeholder=' …')}")
+        print(
+            textwrap.indent(textwrap.fill(f"{field.meaning} ({field.kind})", width - longest - 6), " " * (longest + 4))
+        )
+
+
+def verdicts(options: argparse.Namespace) -> None:
+    """Print the claims, each with its verdict."""
+    from helpers.lab import claims, records, tables
+
+    found, recorded = claims.load_claims(options.paper), records.load_all()
+    rows = tables.claim_rows(found, recorded)
+    if options.json:
+        entries = [
+            {"id": claim.id, "of": claim.paper, "experiment": claim.experiment, "metric": claim.metric}
+            | {key: row[key] for key in ("quantity", "where", "paper", "paper_ci95", "book", "book_ci95")}
+            | {"verdict": str(row["verdict"]), "note": row["note"]}
+            for claim, row in zip(found, rows, strict=True)
+        ]
+        print(json.dumps(entries, indent=1, ensure_ascii=False))
+        return
+    names = [f"{claim.paper}/{claim.id}" for claim in found]
+    verdict, longest = (max(map(len, texts), default=0) for texts in ([str(row["verdict"]) for row in rows], names))
+    for name, row in zip(names, rows, strict=True):
+        sides = [_side(row, side) for side in ("paper", "book")]
+        numbers = f" (paper {sides[0] or '–'}, here {sides[1]})" if sides[1] else ""
+        print(f"{name:<{longest}}  {str(row['verdict']):<{verdict}}  {' '.join(row['quantity'].split())}{numbers}")
+
+
+def _side(row: dict, side: str) -> str:
+    value, half, scale, unit = row[side], row[f"{side}_ci95"], row.get("scale", 1), row.get("unit", "")
+    if value is None:
+        return ""
+    interval = "" if half is None else f" ± {half * scale:.3g}"
+    return f"{value * scale:.4g}{interval}{unit and f' {unit}'}"
+
+
+def register(commands: Commands) -> None:
+    """Add these verbs."""
+    command = commands.add(
+        "show",
+        show,
+        "explain an experiment: what it is, its fields, their values and meanings",
+        "metabook show maml-sinusoid-5        (`metabook train --list` prints the names)",
+    )
+    command.add_argument("name", help="the experiment")
+
+    command = commands.add(
+        "verdicts",
+        verdicts,
+        "list the claims of the papers with the verdicts that the records give, one a line",
+        """metabook verdicts --paper maml
+        metabook verdicts --json""",
+    )
+    command.add_argument("--paper", metavar="PAPER", help="the claims of this paper alone, such as maml")
+    command.add_argument("--json", action="store_true", help="print JSON instead of lines")

@@ -1,0 +1,95 @@
+"""What the commands are made of: a parser with one-sentence complaints, and the kinds of their arguments."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"metabook: {message}; `{self.prog} --help` shows the usage", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class Commands:
+    """The verbs of a parser; ``names`` has them in the order of the help."""
+
+    def __init__(self, top: Parser) -> None:
+        self._group = top.add_subparsers(metavar="COMMAND", title="commands")
+        self.names: list[str] = []
+
+    def add(
+        self, name: str, action: Callable[[argparse.Namespace], int | None], summary: str, examples: str, more: str = ""
+    ) -> argparse.ArgumentParser:
+        """A verb.
+
+        Args:
+            action: what it does; returns the exit status, None standing for 0.
+            summary: one clause, which the help of ``metabook`` shows.
+            examples: lines for the verb's own help.
+            more: sentences for the verb's own help.
+        """
+        command = self._group.add_parser(
+            name,
+            help=summary.replace("%", "%%"),
+            description=f"{summary[0].upper()}{summary[1:]}.{more and ' '}{more}",
+            epilog="examples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines()),
+            formatter_class=_Help,
+        )
+        command.set_defaults(do=action, parser=command)
+        self.names.append(name)
+        return command
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Examples as they are; the description is wrapped."""
+
+    def add_text(self, text: str | None) -> None:
+        wrapped = text is not None and not text.startswith("examples:")
+        super().add_text("\n".join(self._split_lines(text, self._width)) if wrapped else text)
+
+
+# ---------------------------------------- kinds of arguments
+def setting(text: str) -> tuple[str, str]:
+    """Parse ``name=value``; what the value stands for depends on the field or parameter (:mod:`helpers.settings`)."""
+    name, equals, value = text.partition("=")
+    if not (equals and all(part.isidentifier() for part in name.split("."))):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a setting: write name=value")
+    return name, value
+
+
+def add_settings(command: argparse.ArgumentParser, of: str) -> None:
+    """The option ``--set``, the same for every verb that takes values."""
+    command.add_argument(
+        "--set", dest="settings", action="append", default=[], type=setting, metavar="NAME=VALUE",
+        help=f"{of}; a list is written 1,3,10; once for each name",
+    )  # fmt: skip
+
+
+def seconds(text: str) -> float:
+    """Parse a duration such as ``90``, ``90s``, ``20m``, ``1.5h`` or ``1h30m``."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration: write 90s, 20m, 1.5h or 1h30m")
+    return sum(float(number) * {"": 1, "s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts)
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def folder(text: str) -> Path:
+    """Parse the path of a folder."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the path of a folder")
+    return Path(text)

@@ -1,0 +1,279 @@
+"""Verbs that run experiments: ``train``, ``evaluate``, ``campaign``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from helpers.cli.grammar import Commands, add_settings, folder, positive, seconds
+from helpers.errors import UserError, nearest
+
+# What only one command needs is imported there: `metabook train` then works with torch, numpy and four small packages.
+QUEUES = ("paper",)  # the catalogue of experiments, the most important first
+OWN = Path("_build") / "own"  # where own variants go, within the checkout
+# What experiments raise where a value is of the right kind but makes no sense, such as an unknown estimator.
+NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+# ---------------------------------------- train
+def train(options: argparse.Namespace) -> int | None:
+    """Train, or go on training, recorded experiments and variants of them."""
+    from helpers import experiments, runtime
+    from helpers.lab import checkpoints, training
+
+    changes = dict(options.settings) | ({} if options.seed is None else {"seed": options.seed})
+    _refuse_mixtures(options, own=bool(changes) or options.out is not None)
+    if options.name is None and options.queue is None:
+        for name in experiments.catalogue():
+            print(name)
+        return None
+    if options.queue is not None:
+        return _queue(list(experiments.catalogue().values()), options.budget, _prepared(options))
+    experiment = experiments.find(options.name)
+    if not changes and options.out is None:
+        training.train(experiment, budget=options.budget, **_prepared(options))
+        return None
+    out = options.out or runtime.root() / OWN
+    if out.resolve() == runtime.root() / "data":
+        raise UserError(f"{out} is for the recorded experiments alone: name another folder with --out")
+    own = _variant(experiment, changes)
+    settings = _prepared(options)
+    with _values_make_sense(own.name):
+        training.train(own, budget=options.budget, data=out, **settings)
+    name = own.name if options.out is None else out / "checkpoints" / f"{own.name}{checkpoints.SUFFIX}"
+    print(f"`metabook evaluate {name}` measures it again")
+    return None
+
+
+def _refuse_mixtures(options: argparse.Namespace, own: bool) -> None:
+    queue = options.queue
+    if queue is not None and queue not in QUEUES:
+        raise UserError(f"there is no queue {queue!r}{nearest(queue, QUEUES)}; the queues are {', '.join(QUEUES)}")
+    if queue is not None and options.name is not None:
+        raise UserError("name an experiment or a queue, not both")
+    if queue is not None and options.fresh:
+        raise UserError("--fresh starts over one experiment, not a whole queue: name the experiment instead of --queue")
+    if options.list and (options.name is not None or queue is not None):
+        raise UserError("--list prints the names of all experiments: it goes alone")
+    if own and options.name is None:
+        raise UserError("--set, --seed and --out are for one experiment: name it")
+
+
+def _prepared(options: argparse.Namespace) -> dict[str, Any]:
+    """Make this process ready to train; returns how :func:`helpers.lab.training.train` is to do it."""
+    import torch
+
+    from helpers import runtime
+
+    device = runtime.pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    runtime.keep_memory()
+    if device.type == "cpu":
+        runtime.fast_products()
+    compiled = runtime.can_compile() if options.compile is None else options.compile
+    return {"device": device, "compiled": compiled, "fresh": options.fresh}
+
+
+def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
+    """Train experiments in this order until the time is spent; one that cannot be trained does not stop the others."""
+    from helpers.lab import checkpoints, training
+
+    started, failed = time.monotonic(), []
+    for experiment in chosen:
+        left = None if budget is None else budget - (time.monotonic() - started)
+        if left is not None and left <= 0:
+            print(f"the time is spent; {experiment.name} is next")
+            break
+        try:
+            if checkpoints.complete(experiment):
+                print(f"{experiment.name}: complete, nothing to do")
+            elif checkpoints.given_up(experiment):
+                print(f"{experiment.name}: given up; `metabook train {experiment.name} --fresh` starts over")
+            else:
+                training.train(experiment, budget=left, **settings)
+        except UserError as error:
+            print(f"metabook: {error}", file=sys.stderr)
+            failed.append(experiment.name)
+        except Exception as error:  # such as a full GPU or disk: the rest of the queue can still be trained
+            print(f"metabook: {experiment.name} failed ({type(error).__name__}: {error})", file=sys.stderr)
+            failed.append(experiment.name)
+    if failed:
+        print(f"metabook: not trained: {', '.join(failed)}; the messages above say why", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _variant(experiment, changes: dict[str, str]):
+    from helpers.lab import variants
+
+    with _values_make_sense(experiment.name):
+        return variants.variant(experiment, changes) if changes else experiment
+
+
+@contextmanager
+def _values_make_sense(name: str) -> Iterator[None]:
+    """Of what a reader sets, a traceback says less than one sentence."""
+    try:
+        yield
+    except NONSENSE as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{name} does not run with these values ({reason}); "
+            f"`metabook show {name.partition('_')[0]}` says what each field means"
+        ) from error
+
+
+# ---------------------------------------- evaluate
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure a checkpoint anew, and print the metrics."""
+    import torch
+
+    from helpers import experiments, runtime
+    from helpers.lab import checkpoints, evaluation, records, tables, variants
+
+    path = _checkpoint(options.checkpoint)
+    _, header = checkpoints.read_checkpoint(path)
+    trained = variants.restored(header["config"], experiments.catalogue())
+    judged = _variant(trained, dict(options.settings))
+    device = runtime.pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    runtime.keep_memory()
+    with _values_make_sense(judged.name):
+        measured = evaluation.of_checkpoint(judged, path, device, options.spot)
+    metrics = {
+        name: {key: None if isinstance(part, float) and not math.isfinite(part) else part for key, part in one.items()}
+        for name, one in checkpoints.entries(measured).items()
+    }
+    if options.json:
+        found = {"experiment": judged.name, "checkpoint": str(path), "iteration": header["iteration"]}
+        found |= {"config": checkpoints.configuration(judged), "metrics": metrics, "machine": runtime.machine(device)}
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    record = None if options.settings else records.load(trained.name, True, path.parent.parent / "records")
+    recorded = record["metrics"] if record and record["iterations"]["done"] == header["iteration"] else {}
+    print(f"{judged.name}: {header['iteration']:,} of {trained.iterations:,} iterations, {path}")
+    rows = [
+        (
+            name,
+            _number(one["value"]),
+            _number(one["ci95"]),
+            f"{one['n']:,}",
+            _number(recorded.get(name, {}).get("value")),
+        )
+        for name, one in metrics.items()
+    ]
+    print(tables.Table(("metric", "measured", "± 95 %", "n", "recorded"), rows, "lrrrr"))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _checkpoint(name: str) -> Path:
+    """The file that is meant: a path, or the name of a committed or own run."""
+    from helpers import experiments, runtime
+    from helpers.lab.checkpoints import SUFFIX
+
+    if name.endswith(SUFFIX):
+        return Path(name)
+    places = [runtime.root() / place / "checkpoints" for place in ("data", OWN)]
+    for place in places:
+        if (place / f"{name}{SUFFIX}").exists():
+            return place / f"{name}{SUFFIX}"
+    if name in experiments.catalogue():
+        raise UserError(f"{name} has no checkpoint: `metabook train {name}` makes it")
+    known = [path.name.removesuffix(SUFFIX) for place in places for path in place.glob(f"*{SUFFIX}")]
+    known += experiments.catalogue()
+    raise UserError(
+        f"there is no checkpoint {name!r}{nearest(name, known)}; name a file, an experiment that `metabook train "
+        f"--list` prints, or one that you trained yourself"
+    )
+
+
+# ---------------------------------------- campaign
+def campaign(options: argparse.Namespace) -> None:
+    """Train by priority for some minutes, or take in what a campaign elsewhere brought."""
+    from helpers import campaign as library
+
+    if options.merge is not None:
+        if options.name or options.out is not None:
+            raise UserError("--merge takes a folder and nothing else")
+        library.merge(options.merge)
+        return
+    if options.out is None or options.minutes is None:
+        raise UserError("a campaign needs --minutes and --out, or --merge and the folder of an earlier one")
+    library.run(options.out, minutes=options.minutes, device=options.device, names=options.name, jobs=options.jobs)
+
+
+# ---------------------------------------- grammar
+def register(commands: Commands) -> None:
+    """Add these verbs."""
+    devices = {"default": "auto", "help": "cpu, cuda or auto (the default)"}
+    threads = {"type": positive, "metavar": "N", "help": "CPU threads"}
+
+    command = commands.add(
+        "evaluate",
+        evaluate,
+        "measure a checkpoint anew on this machine, and print its metrics with 95 % intervals",
+        """metabook evaluate maml-sinusoid-5    beside what its record says
+        metabook evaluate maml-sinusoid-5 --set test_tasks=2000
+        metabook evaluate maml-sinusoid-5_seed-3 --json   an own run, by its name or its file""",
+        "Nothing is written.",
+    )
+    command.add_argument("checkpoint", metavar="NAME|CHECKPOINT", help="an experiment, an own run, or a file")
+    add_settings(command, "another value for a field of the experiment, such as test_tasks=2000")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument("--spot", action="store_true", help="where an evaluation is long, only its short part")
+    command.add_argument("--device", **devices)
+    command.add_argument("--threads", **threads)
+
+    command = commands.add(
+        "train",
+        train,
+        "train a recorded experiment or a variant of it, going on from its checkpoint where there is one",
+        """metabook train --list                the names
+        metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; the same command goes on
+        metabook train maml-sinusoid-5 --set inner_steps=5 --seed 3    an own variant
+        metabook train --queue paper --budget 1h     whatever is not complete, most important first""",
+        "Ctrl-C stops after the iteration, with checkpoint and record; a second one stops at once. A variant (--set, "
+        "--seed, --out) is named after what was changed and never touches data/.",
+    )
+    command.add_argument("name", nargs="?", help="the experiment")
+    command.add_argument("--list", action="store_true", help="list the experiments")
+    command.add_argument("--queue", metavar="QUEUE", help="instead of one experiment all of a queue: paper")
+    add_settings(command, "a value for a field that `metabook show NAME` lists")
+    command.add_argument("--seed", metavar="N", help="the same as --set seed=N")
+    command.add_argument("--out", type=folder, metavar="FOLDER", help=f"where a variant goes; {OWN} by default")
+    command.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after this long: 90s, 20m, 1.5h")
+    command.add_argument("--device", **devices)
+    command.add_argument("--threads", **threads)
+    command.add_argument("--fresh", action="store_true", help="start over; what is there is renamed to ….old")
+    command.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="use torch.compile, the default where it can work; go on with what the run began with",
+    )
+
+    command = commands.add(
+        "campaign",
+        campaign,
+        "train the long runs by priority for some minutes, several side by side, and pack what came of it",
+        """metabook campaign --minutes 12 --device cuda --out brought   where a GPU is at hand
+        metabook campaign --merge brought                            back home: into data/""",
+    )
+    command.add_argument("name", nargs="*", help="experiments, in this order; those of data/campaign.yaml otherwise")
+    command.add_argument("--minutes", type=float, metavar="M", help="of wall time, evaluations and packing included")
+    command.add_argument("--device", **devices)
+    command.add_argument("--out", type=folder, metavar="FOLDER", help="where the packs go; a second call goes on there")
+    command.add_argument(
+        "--jobs", type=positive, metavar="N", help="runs side by side; one a core, at most six on a GPU"
+    )
+    command.add_argument("--merge", type=folder, metavar="FOLDER", help="put the packs of that folder into data/")

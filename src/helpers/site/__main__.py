@@ -1,7 +1,0 @@
-"""``python -m helpers.site``: run the chapters and build the pages."""
-
-import sys
-
-from helpers.site.commands import main
-
-sys.exit(main())
