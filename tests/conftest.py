@@ -1,5 +1,7 @@
 """One thread for all tests: their tensors are tiny, and sums then come in the same order everywhere."""
 
+import commands
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -20,3 +22,9 @@ def pytest_collection_modifyitems(config, items):
 def _record(item):
     """The committed record that a test evaluates."""
     return item.callspec.id if item.get_closest_marker("records") and hasattr(item, "callspec") else None
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A checkout with one chapter and two tiny experiments."""
+    return commands.checkout(tmp_path, monkeypatch)
