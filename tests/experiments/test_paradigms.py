@@ -126,12 +126,12 @@ def test_the_grid_is_searched_on_validation_tasks_only(monkeypatch):
     asked = []
     judged = run.judged
     monkeypatch.setattr(run, "judged", lambda split, *rest: asked.append(split) or judged(split, *rest))
-    steps, rate = run.chosen(run.init(generator(0)), 10)
+    steps, rate = run.settings(run.init(generator(0)), 10)
     assert asked == ["valid"] and steps in SMALL["steps"] and rate in SMALL["rates"]
 
 
 def test_an_unknown_method_is_refused():
-    assert "alchemy" in refused(lambda: replace(experiments.find("ways-sinusoid-scratch"), method="alchemy").learner())
+    assert "alchemy" in refused(lambda: replace(experiments.find("ways-sinusoid-scratch"), method="alchemy"))
 
 
 # ---------------------------------------- parts combined
@@ -152,5 +152,5 @@ def test_what_is_learned_is_in_theta(name):
     assert learned == set(e.learned)
     gradient, loss = run.gradient(theta, generator(1), 0)
     assert gradient.keys() == theta.keys() and loss.isfinite()
-    rates = run.chosen(theta, 10)[1]
+    rates = run.settings(theta, 10)[1]
     assert (rates == 0.0) == ("rule" in e.learned)  # a learned rule has no rate to choose
