@@ -111,8 +111,8 @@ def test_sources_of_transfer():
     _, one = small("ways-glyphs-transfer")
     _, many = small("ways-glyphs-multisource")
     scripts = paradigms.glyph_splits()[0].groups
-    assert one._outputs(0) == max(scripts.count(s) for s in set(scripts)) != one._outputs(1)
-    assert many._outputs(0) == many._outputs(1) == len(scripts)
+    assert one.sources.outputs(0) == max(scripts.count(s) for s in set(scripts)) != one.sources.outputs(1)
+    assert many.sources.outputs(0) == many.sources.outputs(1) == len(scripts)
     theta = many.init(generator(0))
     start = many.start(theta, 1)
     assert start["head.weight"].shape[1] == 5 and not start["head.weight"].any()

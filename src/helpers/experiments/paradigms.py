@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import vmap
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
@@ -19,6 +19,7 @@ from helpers import estimators, losses, runtime
 from helpers.experiments import seeds
 from helpers.experiments.base import Experiment, Run, Tolerance, chosen, drawn
 from helpers.experiments.fields import AT_LEAST_0, among, limited
+from helpers.experiments.paradigms_sources import Sources
 from helpers.lab import checkpoints, evaluation, records, statistics
 from helpers.lab.statistics import Interval
 from helpers.learners.descent import GradientDescent
@@ -200,7 +201,8 @@ class WayTraining(Run):
         if e.family == "glyphs":
             self.train, self.valid, self.test = glyph_splits()
             self.images = self.train.images.to(device)
-        self.sources = [self._source(s) for s in range(e.seeds)] if e.sources else []
+        train = self.train if e.family == "glyphs" else None
+        self.sources = Sources(e, train, TEST_SEED + 100, device) if e.sources else None
         self.ruled = isinstance(self.learner, LearnedDescent) and self.learner.rule is not None
 
     # ---- tasks
@@ -226,58 +228,21 @@ class WayTraining(Run):
         tasks = self.tasks(split, count, shots, runtime.generator(seed))
         return tree_map(lambda t: t.to(self.device), change(tasks) if change else tasks)
 
-    # ---- transfer
-
-    def _source(self, seed: int) -> tuple[Tensor, Tensor]:
-        """What transfer learns from, for each seed another: curves (amplitude, phase), or images with their classes."""
-        e, generator = self.experiment, runtime.generator(TEST_SEED + 100 + seed)
-        if e.family == "sinusoid":
-            amplitude = 0.1 + 4.9 * torch.rand(e.sources, generator=generator)
-            return amplitude.to(self.device), (math.pi * torch.rand(e.sources, generator=generator)).to(self.device)
-        scripts = sorted(set(self.train.groups), key=lambda script: -self.train.groups.count(script))
-        # One source is another script for each seed, the largest first; many sources are all scripts.
-        chosen = [scripts[seed % len(scripts)]] if e.sources == 1 else scripts
-        rows = [i for i, script in enumerate(self.train.groups) if script in chosen]
-        images = self.images[rows].flatten(0, 1)
-        return images, torch.arange(len(rows), device=self.device).repeat_interleave(self.images.shape[1])
-
-    def _outputs(self, seed: int) -> int:
-        """Outputs of the network that learns from the sources."""
-        return self.experiment.sources if self.experiment.family == "sinusoid" else int(self.sources[seed][1].max()) + 1
-
-    def _source_gradient(self, theta: Params, seed: int, generator: torch.Generator) -> tuple[Params, Tensor]:
-        """One minibatch of the sources, all heads at once."""
-        e, (first, second) = self.experiment, self.sources[seed]
-        if e.family == "sinusoid":
-            x = -5 + 10 * torch.rand(e.minibatch, 1, generator=generator, device=self.device)
-            y = first * torch.sin(x - second)
-        else:
-            rows = torch.randint(len(first), (e.minibatch,), generator=generator, device=self.device)
-            x, y = first[rows][:, None].to(torch.float32) / 255, second[rows]
-        model = e.model(self._outputs(seed))
-        return grad_and_value(lambda theta: e.loss(model(theta, x), y))(theta)
-
     def start(self, theta: Params, seed: int) -> Params:
-        """Where adaptation begins: at θ; after transfer with a new last layer, the mean of the old ones or zeros."""
+        """Where adaptation begins: at θ, after transfer with a new last layer."""
         e, theta = self.experiment, subtree_of(theta, str(seed))
-        if not e.sources:
+        if not self.sources:
             return decided(theta) if e.method == "architecture" else theta
-        last = e.model().head
-        weight, bias = theta[f"{last}weight"], theta[f"{last}bias"]
-        if e.family == "sinusoid":
-            new = {f"{last}weight": weight.mean(1, keepdim=True), f"{last}bias": bias.mean(0, keepdim=True)}
-        else:
-            new = {f"{last}weight": weight.new_zeros(len(weight), e.ways), f"{last}bias": bias.new_zeros(e.ways)}
-        return theta | new
+        return self.sources.start(theta)
 
     # ---- training
 
     def init(self, generator: torch.Generator) -> Params:
         """One start a seed, each from a generator of its own."""
         e = self.experiment
-        if not e.sources:
+        if not self.sources:
             return seeds.numbered(seeds.of_their_own(self.learner.init, e.seed, e.seeds, self.device))
-        models = [e.model(self._outputs(s)) for s in range(e.seeds)]
+        models = [e.model(self.sources.outputs(s)) for s in range(e.seeds)]
         return seeds.numbered([m.init(runtime.generator(e.seed + s, self.device)) for s, m in enumerate(models)])
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
@@ -289,8 +254,8 @@ class WayTraining(Run):
         def one(seed: int, own: Params) -> tuple[Params, Tensor]:
             self.check_clock()
             draws = seeds.draws_of(generator)
-            if e.sources:
-                return self._source_gradient(own, seed, draws)
+            if self.sources:
+                return self.sources.gradient(own, seed, draws)
             tasks = self._begun(self.tasks("train", e.meta_batch, e.shots, draws), draws)
             return self.estimator(self.learner, own, tasks)
 
