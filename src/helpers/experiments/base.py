@@ -52,8 +52,8 @@ class Tolerance(NamedTuple):
     def of(self, metric: Interval) -> float:
         """The largest difference from a recorded metric.
 
-        >>> Tolerance(0.01, relative=0.1).of(Interval(0.5, float("nan"), 1))
-        0.06
+        >>> Tolerance(0.5, relative=0.25).of(Interval(2.0, float("nan"), 1))
+        1.0
         """
         spread = metric.ci95 if metric.ci95 > 0 else 0.0  # not a number: there is no interval
         allowed = self.absolute + self.relative * abs(metric.value) + self.intervals * spread
@@ -88,7 +88,7 @@ class Experiment(ABC):
         test_tasks: tasks that a metric is measured on.
         test_steps: numbers of inner steps after which it is measured.
         spot_tasks: of the test tasks, the first so many are for the points on the way and for checking a record.
-        tolerances: for each pattern of a metric's name (:mod:`fnmatch`) how far it may be from the record when the
+        tolerances: for each pattern of a metric's name (as of ``fnmatch``) how far it may be from the record when the
             checkpoint is evaluated again; the first that fits counts.
         spot_chance: how far a metric of a spot check may be from the same of the whole evaluation, beyond twice the sum
             of their intervals.
@@ -146,7 +146,7 @@ class Run(ABC):
         experiment: which one.
         device: where its tensors are.
         learner: what adapts; a run that has another θ than its learner's has an ``init`` of its own.
-        forms: names of :data:`helpers.numerics.tracing.FORMS` that ``use`` takes; where there are none the run itself
+        forms: names of ``helpers.numerics.tracing.FORMS`` that ``use`` takes; where there are none the run itself
             says how it is executed.
         check_clock: to be called in the course of an iteration that may last longer than a second. Training puts in a
             function that ends the iteration once the time is over or Ctrl-C came; nothing of the iteration is then

@@ -16,7 +16,7 @@ from helpers.lab.statistics import Interval, interval
 from helpers.learners.descent import GradientDescent
 from helpers.numerics import tracing
 from helpers.tasks.episodes import FewShot
-from helpers.types import Learner, Params, Tasks
+from helpers.types import Estimator, Learner, Params, Tasks
 
 # Inner steps amplify rounding, so that a prediction on the border between two classes may flip. Five of them are
 # allowed, which is less than half of the interval of 600 tasks.
@@ -65,11 +65,11 @@ class FewShotRun(Run):
         """Run the estimator in one of the forms of ``helpers.numerics.tracing.FORMS``."""
         self.estimator = self.in_chunks(tracing.FORMS[form](self.plain()))
 
-    def plain(self) -> estimators.Estimator:
+    def plain(self) -> Estimator:
         """The estimator as it is."""
         raise NotImplementedError
 
-    def in_chunks(self, estimator: estimators.Estimator) -> estimators.Estimator:
+    def in_chunks(self, estimator: Estimator) -> Estimator:
         """The estimator on ``chunk`` tasks at a time: a CPU is fastest on the few that fit its cache, a GPU on all."""
         size = self.experiment.chunk if self.device.type == "cpu" else None
         return estimators.chunked(self.watching(estimator), size)

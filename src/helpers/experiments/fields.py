@@ -1,6 +1,6 @@
 """Which values the fields of an experiment may have: one place for types and limits.
 
-A field's type is its annotation. Its limit follows from its name (:data:`LIMITS`) or, where a name means something else
+A field's type is its annotation. Its limit follows from its name (``LIMITS``) or, where a name means something else
 in one class, from its declaration (:func:`limited`, :func:`among`). What neither names is, for a whole number, at least
 1, and for another number finite and at least 0. A limit of a tuple is one of its entries.
 """

@@ -23,7 +23,7 @@ from helpers.models.layers import subtree_of
 from helpers.models.mlp import MLP
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.sinusoid import Sinusoids
-from helpers.types import Examples, Params, Tasks
+from helpers.types import Estimator, Examples, Params, Tasks
 
 MAML = seeds.side_by_side(estimators.maml)
 ESTIMATORS = {"maml": estimators.maml, "fomaml": estimators.fomaml}
@@ -135,7 +135,7 @@ class Training(FewShotRun):
 
     test: Tasks | None = None
 
-    def plain(self) -> estimators.Estimator:
+    def plain(self) -> Estimator:
         """The experiment's estimator."""
         return ESTIMATORS[self.experiment.estimator]
 

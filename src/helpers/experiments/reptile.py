@@ -24,7 +24,7 @@ from helpers.numerics import tracing
 from helpers.tasks.batches import merge_support_query, minibatches
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.sinusoid import Sinusoids
-from helpers.types import Examples, Params, Tasks
+from helpers.types import Estimator, Examples, Params, Tasks
 
 TEST_SEED = 20_180_308  # of the test tasks; the same tasks for every experiment and every evaluation
 BLOCK = 100  # test tasks that are drawn at once
@@ -100,11 +100,11 @@ class OmniglotTraining(FewShotRun):
         super().__post_init__()
         self.predict = Predictor(tracing.compiled if self.compiled else tracing.traced)
 
-    def plain(self) -> estimators.Estimator:
+    def plain(self) -> Estimator:
         """θ − mean φ."""
         return estimators.reptile
 
-    def in_chunks(self, estimator: estimators.Estimator) -> estimators.Estimator:
+    def in_chunks(self, estimator: Estimator) -> Estimator:
         """The whole meta-batch at once, which is small."""
         return self.watching(estimator)
 
