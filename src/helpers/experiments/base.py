@@ -69,7 +69,7 @@ class Experiment(ABC):
         iterations: outer steps of the whole run.
         outer_rate: of the outer optimiser.
         evaluate_every: iterations between two points on the way.
-        seed: of the generator that draws everything but test tasks.
+        seed: of first parameters and training tasks; test tasks do not depend on it.
         seeds: runs side by side, for an interval.
         outer: the outer optimiser, ``"adam"`` or ``"sgd"``.
         outer_rate_final: to which the outer rate goes linearly; None leaves it where it is.

@@ -97,8 +97,6 @@ class Translation(Experiment):
         outer_rate, outer_rate_final: of Adam, from first to last, linearly.
         split_seed: of the split of the concepts.
         sizes: names to adapt on; 0 is no adaptation.
-        validation, seen, held: languages on which rates are chosen, and of the test: of families that training has
-            seen, and of others.
         queries: names of each kind that a test language is judged on.
         rates, steps: the grid of fine-tuning.
         fixed: names, rate and steps of the check that needs no search.

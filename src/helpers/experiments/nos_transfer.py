@@ -57,10 +57,7 @@ class Transfer(Experiment):
         target: ``"child"``, ``"wide-resnet"`` or ``"translation"``.
         rules: label, text and decay of each.
         search: the search whose best rules are added.
-        found: how many of them.
         size, train, valid, test: of the images, and how many; for translation the split is that of the numbers.
-        batch: examples of a minibatch.
-        rates: of the sweep.
         epochs, sweep_epochs: of the training, and of each rate's trial.
         seeds: starts that are judged; 1 to ``seeds``, while the sweep has start 0.
         chunk: networks in one batched program.

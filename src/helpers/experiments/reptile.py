@@ -152,7 +152,6 @@ class Combinations(OnOmniglot):
 
     Attributes:
         inner_batch: 25, all classes' ``shots`` in one minibatch.
-        longest: inner steps of the longest path.
         outer_rate: 0.25; an entry ``(g1+g2)/2`` moves by half of it.
         longest: the most minibatches of an inner path.
     """
@@ -262,7 +261,6 @@ class SineDemo(Experiment):
 
     Attributes:
         points: equally spaced x in [−5, 5] that a task consists of.
-        inner_batch: of them, in a minibatch.
         inner_rate: of SGD, in training and at test.
         shots: points that are seen at test.
         inner_batch: points in a minibatch.

@@ -246,12 +246,9 @@ def _train(
                 saved = now
         if state.iteration:
             save()
-    if not state.iteration and stop:
-        raise KeyboardInterrupt
     if not state.iteration:
-        raise UserError(
-            f"an iteration of {experiment.name} takes longer than the {budget:.0f} s that it was given: give it more"
-        )
+        slow = f"an iteration of {experiment.name} takes longer than the {budget or 0:.0f} s that it was given"
+        raise KeyboardInterrupt if stop else UserError(f"{slow}: give it more")
     metrics = run.evaluate(state.values())
     if begin == state.iteration:
         metrics |= _seconds(experiment.name, data / "records")
@@ -300,11 +297,6 @@ def fastest(
     return best
 
 
-def _finite(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Without what diverged at a point on the way: JSON has no word for it, and a curve may have a gap."""
-    return {name: entry for name, entry in metrics.items() if math.isfinite(entry["value"])}
-
-
 def _seconds(name: str, folder: Path) -> dict[str, Interval]:
     """What the record of a run says of the time it took, which cannot be measured again once the run is over."""
     with suppress(UserError):  # a damaged record is about to be written anew
@@ -339,7 +331,10 @@ def make_record(
     experiment: Experiment, run: Run, state: State, commit: str, metrics: dict[str, Interval]
 ) -> records.Record:
     """Lay the record out; ``commit`` is that of the code that evaluated ``metrics``."""
-    done = state.iteration
+    done, curve = state.iteration, []
+    for point in state.curve:  # without what diverged on the way: JSON has no word for it, and a curve may have a gap
+        known = {name: entry for name, entry in point["metrics"].items() if math.isfinite(entry["value"])}
+        curve.append(point | {"metrics": known})
     return {
         "experiment": experiment.name,
         "paper": experiment.paper,
@@ -347,7 +342,7 @@ def make_record(
         "iterations": {"done": done, "planned": experiment.iterations},
         "metrics": entries(metrics),
         "config": experiment.config(),
-        "curve": [point | {"metrics": _finite(point["metrics"])} for point in state.curve],
+        "curve": curve,
         "losses": {"every": LOG_EVERY, "values": [round(loss, 5) for loss in state.losses]},
         "provenance": {
             "data": experiment.data(),
