@@ -13,9 +13,8 @@ from torch.func import grad, vmap
 
 from helpers import estimators, losses, runtime
 from helpers.estimators.explicit import chunked, maml, stepwise
-from helpers.estimators.implicit import ImplicitGradient
+from helpers.estimators.implicit import ImplicitGradient, released
 from helpers.experiments.imaml import Omniglot
-from helpers.experiments.imaml_comparison import released
 from helpers.lab import checkpoints, training
 from helpers.learners.descent import STRENGTH, GradientDescent
 from helpers.learners.proximal import HessianFree, Proximal

@@ -15,12 +15,12 @@ from helpers import losses
 from helpers.estimators.explicit import chunked, combination, fomaml, maml, reptile, stepwise
 from helpers.estimators.implicit import ImplicitGradient
 from helpers.estimators.nested import MetaLearner
-from helpers.experiments.ml3_digits import MinibatchLossDescent
 from helpers.learners.descent import GradientDescent, detached
 from helpers.learners.feedforward import Neighbours, Prototypes, Recurrent
 from helpers.learners.learned import LearnedDescent, LossDescent, started
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
 from helpers.learners.multistep import MultiStepDescent
+from helpers.learners.paths import MinibatchLossDescent
 from helpers.learners.proximal import HessianFree, Proximal
 from helpers.losses import LearnedLoss
 from helpers.models.convnet import ConvNet

@@ -18,7 +18,7 @@ from helpers import losses
 from helpers.estimators.explicit import fomaml, maml, reptile
 from helpers.estimators.nested import MetaLearner, evaluations
 from helpers.experiments import nested
-from helpers.lab import training
+from helpers.lab import break_even, training
 from helpers.learners.descent import GradientDescent
 from helpers.models.mlp import MLP
 from helpers.numerics.differences import central_differences, error
@@ -373,9 +373,9 @@ def test_meta_training_on_a_new_family_is_sgd_and_adam(untraced):
 
 
 def test_first_below():
-    assert nested.first_below((0, 1, 3), (2.0, 1.0, 0.5), 0.75) == 2.0
-    assert nested.first_below((0, 1, 3), (2.0, 1.0, 0.5), 2.5) == 0.0
-    assert math.isinf(nested.first_below((0, 1, 3), (2.0, 1.0, 0.5), 0.1))
+    assert break_even.first_below((0, 1, 3), (2.0, 1.0, 0.5), 0.75) == 2.0
+    assert break_even.first_below((0, 1, 3), (2.0, 1.0, 0.5), 2.5) == 0.0
+    assert math.isinf(break_even.first_below((0, 1, 3), (2.0, 1.0, 0.5), 0.1))
 
 
 def test_break_even():
@@ -386,7 +386,7 @@ def test_break_even():
         return {"experiment": "x", "iterations": {"done": iterations}, "metrics": metrics}
 
     dear, cheap = record(100, 0.3, 5), record(100, 0.1, 45)
-    assert nested.break_even(dear, cheap, 0.5) == pytest.approx(20 / (0.01 * 40))
-    assert math.isinf(nested.break_even(dear, record(100, 0.1, 5), 0.5))  # nothing saved
-    assert math.isinf(nested.break_even(record(100, 0.3, 5, reached=0.8), cheap, 0.5))
-    assert nested.break_even(cheap, record(100, 0.3, 50), 0.5) == 0.0
+    assert break_even.break_even(dear, cheap, 0.5) == pytest.approx(20 / (0.01 * 40))
+    assert math.isinf(break_even.break_even(dear, record(100, 0.1, 5), 0.5))  # nothing saved
+    assert math.isinf(break_even.break_even(record(100, 0.3, 5, reached=0.8), cheap, 0.5))
+    assert break_even.break_even(cheap, record(100, 0.3, 50), 0.5) == 0.0

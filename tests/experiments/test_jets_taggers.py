@@ -14,10 +14,12 @@ from toy_jets import crowd
 from helpers import estimators, losses
 from helpers.experiments import jets as taggers
 from helpers.experiments import jets_protocol
-from helpers.experiments.jets import Matrix, MatrixTraining, Tagging, TaggingTraining
+from helpers.experiments.jets import Tagging, TaggingTraining
 from helpers.experiments.jets_cuts import Cuts, CutsMeasured
-from helpers.experiments.jets_protocol import Judge, Supervision
+from helpers.experiments.jets_matrix import Matrix, MatrixTraining
+from helpers.experiments.jets_protocol import Supervision
 from helpers.lab import statistics
+from helpers.lab.ranking import Judge
 from helpers.lab.training import train
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
@@ -221,12 +223,12 @@ def test_taggers_judge_jets_one_by_one():
 
 def test_what_does_not_exist_is_refused():
     assert "no tagger of 'graphs'" in refused(lambda: jets_protocol.tagger("graphs"))
-    assert "no method 'anil'" in refused(lambda: Tagging("x", "anil").learner())
-    assert "no inner loss 'guess': choose one of labels, proportions, mixture" in refused(
+    assert "not 'anil'" in refused(lambda: Tagging("x", "anil").learner())
+    assert "the inner of x must be one of labels, proportions, mixture, not 'guess'" in refused(
         lambda: Tagging("x", "maml", inner="guess").learner()
     )
     assert "no inner loss 'guess'" in refused(lambda: Tagging("x", "maml").tested("guess", 0.1))
-    assert "no tagger of 'graphs'" in refused(lambda: Tagging("x", "maml", tagger="graphs").learner())
+    assert "images, particles, not 'graphs'" in refused(lambda: Tagging("x", "maml", tagger="graphs"))
 
 
 def test_every_method_has_its_learner():

@@ -11,15 +11,17 @@ import torch
 from helpers.errors import UserError
 from helpers.estimators.explicit import maml
 from helpers.experiments import catalogue, metanmt
-from helpers.experiments.metanmt import FineTuning, Translation, edit_distance, errors, method
+from helpers.experiments.metanmt import TEST_SEED, Translation, method
 from helpers.lab import checkpoints, records, training
 from helpers.learners.descent import GradientDescent
+from helpers.learners.fine_tuning import FineTuning
 from helpers.learners.minibatch import MinibatchAdam
 from helpers.models.layers import stacked
 from helpers.models.seq2seq import Seq2Seq, translation_loss
 from helpers.runtime import generator
 from helpers.tasks import names
 from helpers.tasks.names import LONGEST, VOCABULARY, LanguageTasks
+from helpers.tasks.spelling import edit_distance, errors
 from helpers.types import Examples, Tasks
 
 SMALL = Translation(
@@ -110,7 +112,7 @@ def test_fine_tuning_is_adam_on_each_language_and_seed(library):
     starts = [model.init(generator(seed), torch.float64) for seed in range(2)]
     tables = [names.rows(names.taken_apart(library, code, 6, 5)["support"]) for code in ("ro", "tr", "zu")]
     support = Examples(*(torch.stack(tensors) for tensors in zip(*tables, strict=True)))
-    tuner = FineTuning(model)
+    tuner = FineTuning(model, translation_loss, TEST_SEED)
     once, twice = list(tuner.path(stacked(starts), support, 0.01, (1, 2)))
     (direct,) = tuner.path(stacked(starts), support, 0.01, (2,))
     learner = MinibatchAdam(model, translation_loss, 0.01, carry=False)

@@ -11,13 +11,16 @@ from torch.utils._pytree import tree_map
 
 from helpers import losses
 from helpers.estimators.explicit import maml
-from helpers.experiments import ml3, ml3_control, ml3_study
+from helpers.experiments import ml3, ml3_control
 from helpers.learners.learned import LossDescent
+from helpers.learners.paths import CAPPED, along, descent
 from helpers.losses import LOSS
 from helpers.models.mlp import MLP
 from helpers.numerics.differences import central_differences, error, objective
+from helpers.numerics.landscapes import downhill_share
 from helpers.runtime import generator
 from helpers.tasks import control
+from helpers.tasks.control.ensemble import ensemble_step, fit_ensemble
 from helpers.tasks.control.mountain_car import MountainCar
 from helpers.tasks.control.reacher import Reacher
 from helpers.types import Examples, Started
@@ -34,6 +37,11 @@ SMALL = {
         "s", hidden=(4,), loss_width=5, members=2, member_hidden=(5, 4), sees_goal=False, horizon=4
     ),
 }
+
+
+def fitted_ensemble(e, draws):
+    """An ensemble of the sizes of an experiment."""
+    return fit_ensemble(e.env(), draws, e.members, e.member_hidden, e.member_epochs, e.rollouts)
 
 
 def double(tree):
@@ -64,8 +72,8 @@ def prepared(name: str, steps: int):
         horizon = 17 if name == "car" else 4  # the shaped loss needs more than 15 states
         learner = learner.replace(model=replace(model, horizon=horizon), rate=1e-2)
     if name == "arm":
-        dynamics = double(ml3_control.fit_ensemble(replace(e, rollouts=2, member_epochs=1), generator(1)))
-        step = lambda s, a: ml3_control.ensemble_step(e.env(), dynamics, s, a)  # noqa: E731
+        dynamics = double(fitted_ensemble(replace(e, rollouts=2, member_epochs=1), generator(1)))
+        step = lambda s, a: ensemble_step(e.env(), dynamics, s, a)  # noqa: E731
         learner = learner.replace(model=replace(learner.model, step=step, constant_observations=False))
     if name == "sine":
         learner = learner.replace(model=replace(model, activation="tanh"), rate=0.1)
@@ -93,7 +101,7 @@ def test_meta_gradient_of_every_application(name, steps):
 
 def test_the_way_is_that_of_single_steps():
     learner, theta, tasks = prepared("sine", 1)
-    longer = ml3_study.along(learner, theta, tasks, 3)
+    longer = along(learner, theta, tasks, 3)
     assert len(longer.support.x) == 9
     second = {n: v[1] for n, v in tasks.start.items()}
     phi = learner.adapt(theta, tree_map(lambda t: t[1], tasks.support), steps=2, start=second)
@@ -106,7 +114,7 @@ def test_the_way_is_that_of_single_steps():
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_descent_is_that_of_torch(optimizer):
     learner, theta, tasks = prepared("sine", 1)
-    curve = ml3_study.descent(
+    curve = descent(
         lambda p, s: learner.inner_gradient(theta, p, s), learner.query_loss, tasks, (0, 4), 0.01, optimizer
     )
     phi = {name: value[2].clone().requires_grad_() for name, value in tasks.start.items()}
@@ -123,24 +131,22 @@ def test_descent_is_that_of_torch(optimizer):
 
 def test_what_diverges_is_capped():
     tasks = Started(*[Examples(torch.zeros(2, 1, 1), torch.zeros(2, 1, 1))] * 2, {"a": torch.ones(2, 1)})
-    curve = ml3_study.descent(
-        lambda p, s: {"a": -p["a"] * 1e30}, lambda p, q: p["a"].square().sum(), tasks, (0, 9), 1.0
-    )
-    assert curve.tolist() == [[1.0, 1.0], [ml3_study.CAPPED, ml3_study.CAPPED]]
+    curve = descent(lambda p, s: {"a": -p["a"] * 1e30}, lambda p, q: p["a"].square().sum(), tasks, (0, 9), 1.0)
+    assert curve.tolist() == [[1.0, 1.0], [CAPPED, CAPPED]]
 
 
 def test_downhill_share():
     omegas = torch.linspace(-7, 7, 1401)
     truth = torch.tensor([0.5])
     bowl = (omegas - 0.5).square()[None]
-    assert ml3.downhill_share(bowl, omegas, truth, 0.25).item() == 1.0
-    assert ml3.downhill_share(bowl, omegas, truth + 1, 0.25).item() == 0.0
+    assert downhill_share(bowl, omegas, truth, 0.25).item() == 1.0
+    assert downhill_share(bowl, omegas, truth + 1, 0.25).item() == 0.0
     # Two valleys, at -3.5 and 3.5, with the ridge between them at 0.
     valleys = torch.minimum((omegas + 3.5).square(), (omegas - 3.5).square())[None]
-    assert abs(ml3.downhill_share(valleys, omegas, torch.tensor([3.5]), 0.25).item() - 0.5) < 2e-3
+    assert abs(downhill_share(valleys, omegas, torch.tensor([3.5]), 0.25).item() - 0.5) < 2e-3
     # Where it is flat nothing moves: only those that are there already count.
     flat = torch.zeros(1, 1401)
-    assert abs(ml3.downhill_share(flat, omegas, truth, 0.25).item() - 0.5 / 14) < 2e-3
+    assert abs(downhill_share(flat, omegas, truth, 0.25).item() - 0.5 / 14) < 2e-3
 
 
 def test_torques_are_those_of_the_arm():
@@ -173,9 +179,9 @@ def test_few_starts_come_again_and_fresh_ones_do_not():
 
 def test_the_arm_can_be_learned_from_random_motion():
     e = ml3_control.Reaching("s", members=2, member_epochs=10, rollouts=20)
-    env, fitted = e.env(), ml3_control.fit_ensemble(e, generator(0))
+    env, fitted = e.env(), fitted_ensemble(e, generator(0))
     data = control.random_rollouts(env, 5, env.horizon, generator(9))
-    after = ml3_control.ensemble_step(env, fitted, data.state, data.action)
+    after = ensemble_step(env, fitted, data.state, data.action)
     wrong = (after - data.next_state)[..., 2:].square().mean()
     assert wrong < 0.1 * (data.next_state - data.state)[..., 2:].square().mean()
 

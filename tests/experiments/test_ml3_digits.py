@@ -14,10 +14,11 @@ import torch
 from refusals import refused
 from torch.func import grad, vmap
 
-from helpers.experiments.ml3_digits import DIVERGED, Digits, MinibatchLossDescent, experiments
+from helpers.experiments.ml3_digits import DIVERGED, Digits, experiments
 from helpers.lab import checkpoints, training
 from helpers.learners.descent import GradientDescent
 from helpers.learners.learned import LossDescent
+from helpers.learners.paths import MinibatchLossDescent
 from helpers.losses import LOSS, cross_entropy
 from helpers.models.lenet import LeNet
 from helpers.numerics.differences import central_differences, error
@@ -383,7 +384,7 @@ def test_the_experiments_are_told_apart():
     found = experiments()
     assert len({e.name for e in found}) == len(found) <= 3 and all(e.paper == "ml3" for e in found)
     assert found[0].name == "ml3-mnist" and found[0].inner_rate == 1e-3 and found[0].inner_steps == 1
-    assert "'gru'" in refused(lambda: Digits("t", architecture="gru").other(784))
+    assert "'gru'" in refused(lambda: Digits("t", architecture="gru"))
 
 
 def test_importing_reads_no_data_and_needs_neither_torchvision_nor_scikit_learn():

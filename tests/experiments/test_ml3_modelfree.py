@@ -13,16 +13,16 @@ import torch
 from refusals import refused
 from torch.func import grad
 
-from helpers.experiments import ml3_modelfree, ml3_ppo
 from helpers.experiments.ml3_modelfree import ModelFree
-from helpers.experiments.ml3_ppo import as_gymnasium
 from helpers.lab import checkpoints, training
+from helpers.learners import ppo
+from helpers.learners.ppo import as_gymnasium
 from helpers.models.layers import stacked
 from helpers.models.policies import log_probability
 from helpers.numerics.differences import central_differences, error
 from helpers.runtime import generator
 from helpers.tasks import control
-from helpers.tasks.control.experience import Experience, advantages, sample
+from helpers.tasks.control.experience import Experience, advantages, query, sample, support
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
 from helpers.tasks.control.rollout import rollout
@@ -53,7 +53,7 @@ def case(rewards=False, dtype=torch.float64):
 
     theta = stacked([noisy(run.learner.init(draws, dtype), draws) for _ in range(2)])
     params = stacked([noisy(run.learner.model.init(draws, dtype), draws) for _ in range(4)])
-    given, fresh = ml3_modelfree.support(invented(), rewards), ml3_modelfree.query(invented())
+    given, fresh = support(invented(), rewards), query(invented())
     return run, theta, *(run._apart(tree) for tree in (params, given, fresh))
 
 
@@ -88,7 +88,7 @@ def test_learned_loss_sees_rewards_only_if_asked(rewards):
     draws, shapes = generator(0), ((1, 3, 7, 6), (1, 3, 7, 2), (1, 3, 7))
     experience = Experience(*(torch.randn(shape, generator=draws) for shape in shapes))
     other = experience._replace(rewards=experience.rewards.square())
-    one, two = (ml3_modelfree.support(e, rewards) for e in (experience, other))
+    one, two = (support(e, rewards) for e in (experience, other))
     assert torch.equal(one.x, two.x) and torch.equal(one.y, two.y) is not rewards
 
 
@@ -121,7 +121,7 @@ def test_outer_gradient_points_where_the_return_grows():
     one = {name: value[None] for name, value in params.items()}
     met = sample(env, policy, {n: v.requires_grad_() for n, v in one.items()}, goal, start, noise)
     assert not any(part.requires_grad for part in met)
-    example = ml3_modelfree.query(met)
+    example = query(met)
     score = grad(lambda p: run.learner.query_loss(p, example._make(t[0] for t in example)))(params)
 
     def loss(params):
@@ -186,7 +186,7 @@ def test_worlds_side_by_side_are_single_ones(task):
     experiment = replace(SMALL, **task, control_cost=0.1)
     env, draws = experiment.environment(), np.random.default_rng(0)
     goal = env.goals(1, generator(0))[0]
-    many, one = ml3_ppo._side_by_side(experiment, goal, 3), as_gymnasium(env, goal, 0.1)
+    many, one = ppo._side_by_side(experiment, goal, 3), as_gymnasium(env, goal, 0.1)
     seen = many.reset()
     one.reset()
     one.unwrapped.state, total = env.reset(3, generator(3))[1], 0.0
@@ -247,7 +247,7 @@ def test_absent_packages_are_one_clear_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert "gymnasium is not installed" in refused(lambda: as_gymnasium(PointMass(), torch.zeros(2)))
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    message = refused(lambda: ml3_ppo.ppo(SMALL, torch.zeros(2), (1e-3, 1, 0.9), 1, 0))
+    message = refused(lambda: ppo.ppo(SMALL, torch.zeros(2), (1e-3, 1, 0.9), 1, 0))
     assert "stable-baselines3 is not installed" in message and "pip install" in message
 
 
@@ -259,5 +259,5 @@ def test_without_ppo_there_are_the_others(monkeypatch):
 
 
 def test_unknown_task_is_refused():
-    assert "no task 'walker'" in refused(replace(SMALL, task="walker").environment)
+    assert "pointmass, reacher, not 'walker'" in refused(lambda: replace(SMALL, task="walker"))
     assert isinstance(replace(SMALL, task="reacher").environment(), Reacher)

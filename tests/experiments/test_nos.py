@@ -17,6 +17,7 @@ from helpers.optimizers.child_training import Outcome
 from helpers.optimizers.language import grammar, parse
 from helpers.optimizers.rules import BASELINES, PAPER_RULES
 from helpers.runtime import generator
+from helpers.tasks import small_images
 
 TINY = nos.Children(train=200, valid=100, test=100, filters=4, epochs=2, chunk=7)
 SEARCH = nos.Search(
@@ -191,8 +192,8 @@ def test_missing_and_damaged_tables_are_said(tmp_path, monkeypatch):
 
 def tiny_transfer(monkeypatch, **changes) -> nos_transfer.Transfer:
     """A transfer on the small digits instead of CIFAR-10."""
-    monkeypatch.setattr(nos_transfer, "images", lambda data, *rest: nos.images("digits", *rest))
-    monkeypatch.setattr(nos_transfer, "data_provenance", lambda data: {"data": "digits"})
+    monkeypatch.setattr(small_images, "images", lambda data, *rest: nos.images("digits", *rest))
+    monkeypatch.setattr(small_images, "provenance", lambda data: {"data": "digits"})
     monkeypatch.setattr(nos_transfer, "child", lambda size, channels: nos.child(size, 1, 4))
     settings = {
         "size": 8,

@@ -111,8 +111,8 @@ def test_sources_of_transfer():
     _, one = small("ways-glyphs-transfer")
     _, many = small("ways-glyphs-multisource")
     scripts = paradigms.glyph_splits()[0].groups
-    assert one._outputs(0) == max(scripts.count(s) for s in set(scripts)) != one._outputs(1)
-    assert many._outputs(0) == many._outputs(1) == len(scripts)
+    assert one.sources.outputs(0) == max(scripts.count(s) for s in set(scripts)) != one.sources.outputs(1)
+    assert many.sources.outputs(0) == many.sources.outputs(1) == len(scripts)
     theta = many.init(generator(0))
     start = many.start(theta, 1)
     assert start["head.weight"].shape[1] == 5 and not start["head.weight"].any()
@@ -126,12 +126,12 @@ def test_the_grid_is_searched_on_validation_tasks_only(monkeypatch):
     asked = []
     judged = run.judged
     monkeypatch.setattr(run, "judged", lambda split, *rest: asked.append(split) or judged(split, *rest))
-    steps, rate = run.chosen(run.init(generator(0)), 10)
+    steps, rate = run.settings(run.init(generator(0)), 10)
     assert asked == ["valid"] and steps in SMALL["steps"] and rate in SMALL["rates"]
 
 
 def test_an_unknown_method_is_refused():
-    assert "alchemy" in refused(lambda: replace(experiments.find("ways-sinusoid-scratch"), method="alchemy").learner())
+    assert "alchemy" in refused(lambda: replace(experiments.find("ways-sinusoid-scratch"), method="alchemy"))
 
 
 # ---------------------------------------- parts combined
@@ -152,5 +152,5 @@ def test_what_is_learned_is_in_theta(name):
     assert learned == set(e.learned)
     gradient, loss = run.gradient(theta, generator(1), 0)
     assert gradient.keys() == theta.keys() and loss.isfinite()
-    rates = run.chosen(theta, 10)[1]
+    rates = run.settings(theta, 10)[1]
     assert (rates == 0.0) == ("rule" in e.learned)  # a learned rule has no rate to choose

@@ -206,7 +206,8 @@ def test_annealing():
 
 def test_the_outer_rate_is_held_annealed_and_begun_again():
     def rates(**settings):
-        experiment = SimpleNamespace(**({"outer_rate": 1.0, "iterations": 8} | settings))
+        whole = {"outer_rate": 1.0, "iterations": 8, "outer_rate_final": None, "outer_rate_hold": 0}
+        experiment = SimpleNamespace(**(whole | {"outer_rate_restarts": ()} | settings))
         return [round(schedules.outer_rate_at(experiment, i), 12) for i in range(8)]
 
     assert rates() == [1.0] * 8

@@ -7,14 +7,16 @@ from functools import cache
 
 import pytest
 import standin
+import torch
 
-from helpers import experiments
+from helpers import experiments, runtime
 from helpers.experiments import (
     ablation,
     imaml,
     imaml_comparison,
     jets,
     jets_cuts,
+    jets_matrix,
     maml,
     metanmt,
     ml3,
@@ -30,7 +32,7 @@ from helpers.experiments import (
 from helpers.lab import training
 from helpers.numerics import tracing
 from helpers.optimizers.rules import PAPER_RULES
-from helpers.tasks import glyphs, omniglot
+from helpers.tasks import glyphs, omniglot, small_images
 
 SHORT = {"iterations": 2, "evaluate_every": 1}
 JETS = {
@@ -125,7 +127,7 @@ MINIATURES = {
         for method, inner in (("maml", "labels"), ("maml", "mixture"), ("reptile", "labels"), ("imaml", "proportions"))
     },
     "jets-images": lambda: jets.Tagging("mini", "pooled", zoom=True, **TAGGING | {"tagger": "images"}),
-    "jets-matrix": lambda: jets.Matrix("mini", batch=5, **JETS),
+    "jets-matrix": lambda: jets_matrix.Matrix("mini", batch=5, **JETS),
     "jets-cuts": lambda: jets_cuts.Cuts("mini", parts=2, iterations=1),
     "languages": lambda: metanmt.Translation(
         "mini", "fomaml", sources=("de", "fr"), hidden=6, embedding=5, batch=3, count=4, budget=24, seeds=2,
@@ -151,8 +153,8 @@ def little(monkeypatch):
     """Little data, of the right form; and nothing is recorded to be replayed, which takes seconds each time."""
     monkeypatch.setattr(omniglot, "load", lambda *_, **__: few_glyphs())
     monkeypatch.setattr(omniglot, "provenance", lambda: few_glyphs().provenance)
-    monkeypatch.setattr(nos_transfer, "images", lambda data, *rest: nos.images("digits", *rest))
-    monkeypatch.setattr(nos_transfer, "data_provenance", lambda data: {"data": "digits"})
+    monkeypatch.setattr(small_images, "images", lambda data, *rest: nos.images("digits", *rest))
+    monkeypatch.setattr(small_images, "provenance", lambda data: {"data": "digits"})
     monkeypatch.setattr(nos_transfer, "child", lambda size, channels: nos.child(size, 1, 2))
     monkeypatch.setattr(tracing, "_specialized", lambda function, build: function)
     for name in ("LABELS", "PROPORTIONS", "MIXTURES", "WRONG", "DRIFTED"):
@@ -170,6 +172,29 @@ def test_two_iterations_and_the_evaluation(name, tmp_path, little):
         record = training.train(experiment, device="cuda", data=tmp_path, progress=False, say=lambda _: None)
     assert record["status"] == "complete" and record["metrics"]
     assert record["provenance"]["slices"][0]["device"] != record["provenance"]["evaluated"]["device"]
+
+
+LONG = ("nos", "nos-transfer", "imaml", "modelfree", "comparison-maml", "jets-imaml-proportions", "maml-Omniglot")
+
+
+class Late(Exception):
+    """What the clock raises."""
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_iteration_looks_at_the_clock(name, little):
+    run = MINIATURES[name]().setup(torch.device("cpu"), compiled=False)
+    draws = runtime.generator(0)
+    theta = run.init(draws)
+
+    def late():
+        raise Late
+
+    run.check_clock = late
+    with pytest.raises(Late):
+        run.gradient(theta, draws, 0)
+    del run.check_clock
+    run.gradient(theta, draws, 0)
 
 
 def test_every_module_of_experiments_has_a_miniature():

@@ -79,7 +79,7 @@ def test_a_committed_run_goes_on_there(tmp_path):
             for name, value in tensors.items()
             if name.startswith("theta/")
         }
-        state = checkpoints.State(theta, experiment.outer_rate, draws, getattr(experiment, "outer", "adam"))
+        state = checkpoints.State(theta, experiment.outer_rate, draws, experiment.outer)
         state.restore(
             tmp_path / "checkpoints" / f"{names[0]}.safetensors.xz",
             experiment.config(),

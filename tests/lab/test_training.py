@@ -185,6 +185,86 @@ def test_a_finished_run_is_set_aside_not_lost(tmp_path):
         assert iteration(tmp_path) == 1
 
 
+# ---------------------------------------- iterations that take long
+
+
+class Slow(TinyRun):
+    """From its third iteration of a call on it draws and then waits for the clock, for a minute at most."""
+
+    ctrl_c = False
+
+    def gradient(self, theta, generator, iteration):
+        if self.calls >= self.quick:
+            torch.rand(3, generator=generator)
+            if self.ctrl_c and self.calls == self.quick:
+                os.kill(os.getpid(), signal.SIGINT)
+            late = time.monotonic() + 60
+            while time.monotonic() < late:
+                self.check_clock()
+                time.sleep(0.01)
+        return super().gradient(theta, generator, iteration)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Iterations that take a minute, and little patience with them."""
+    monkeypatch.setattr(training, "PATIENCE", 0.1)
+    monkeypatch.setattr(training, "RECORDING", 0.1)
+    monkeypatch.setattr(Slow, "quick", 2, raising=False)
+    setup = Tiny.setup
+    monkeypatch.setattr(Tiny, "setup", lambda self, device, compiled: Slow(self))
+    return lambda: monkeypatch.setattr(Tiny, "setup", setup)
+
+
+def test_a_budget_ends_an_iteration_that_looks_at_the_clock(whole, tmp_path, slow):
+    began = time.monotonic()
+    record = train(tmp_path, budget=0.3)
+    assert time.monotonic() - began < 10 and record["iterations"]["done"] == iteration(tmp_path) == 2
+    slow()
+    train(tmp_path)
+    assert_same(whole[0], tmp_path)
+
+
+def test_ctrl_c_ends_an_iteration_that_looks_at_the_clock(whole, tmp_path, slow, monkeypatch):
+    monkeypatch.setattr(Slow, "ctrl_c", True)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    assert json.loads((tmp_path / "records" / "tiny.json").read_text())["iterations"]["done"] == 2
+    slow()
+    train(tmp_path)
+    assert_same(whole[0], tmp_path)
+
+
+def test_a_budget_within_the_first_iteration_is_refused_and_a_later_one_costs_nothing(tmp_path, slow, monkeypatch):
+    monkeypatch.setattr(Slow, "quick", 0)
+    assert "an iteration of tiny takes longer than the 0 s" in refused(lambda: train(tmp_path, budget=0.2))
+    assert not checkpoint(tmp_path).exists() and not (tmp_path / "records" / "tiny.json").exists()
+    monkeypatch.setattr(Slow, "quick", 1)
+    train(tmp_path, budget=0)
+    monkeypatch.setattr(Slow, "quick", 0)
+    record = train(tmp_path, budget=0.2)
+    assert record["iterations"]["done"] == 1 and len(record["provenance"]["slices"]) == 1
+
+
+class OnlyMeasures(TinyRun):
+    """Nothing is learned: what was measured is carried along."""
+
+    def init(self, generator):
+        return {"carried:done": torch.zeros(())}
+
+    def gradient(self, theta, generator, iteration):
+        return {"carried:done": torch.tensor(-1.0)}, torch.zeros(())
+
+    def evaluate(self, theta):
+        return {"done": statistics.Interval(theta["carried:done"].item(), float("nan"), 1)}
+
+
+def test_a_run_that_only_measures_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tiny, "setup", lambda self, device, compiled: OnlyMeasures(self))
+    train(tmp_path, Tiny(iterations=3), budget=0)
+    assert train(tmp_path, Tiny(iterations=3))["metrics"]["done"]["value"] == 3
+
+
 def test_fresh_starts_over(whole, tmp_path):
     train(tmp_path, Tiny(seed=1), budget=0)
     assert "another configuration" in refused(lambda: train(tmp_path))
@@ -279,7 +359,8 @@ def test_the_form_is_named_where_it_was_chosen_and_nowhere_else(tmp_path, monkey
     (own,) = train(tmp_path / "own", budget=0)["provenance"]["slices"]
     assert "form" not in own and own["compiled"] is False
     used = []
-    monkeypatch.setattr(TinyRun, "use", lambda self, form: used.append(form), raising=False)
+    monkeypatch.setattr(TinyRun, "forms", ("eager",))
+    monkeypatch.setattr(TinyRun, "use", lambda self, form: used.append(form))
     (named,) = training.train(Tiny(), data=tmp_path, budget=0, form="eager", progress=False, say=print)["provenance"][
         "slices"
     ]

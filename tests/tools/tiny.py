@@ -10,21 +10,29 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from helpers import estimators, losses, runtime
+from helpers.experiments.base import Experiment, Run
+from helpers.experiments.fields import limited
 from helpers.lab import checkpoints, evaluation, records, statistics, training
 from helpers.learners.descent import GradientDescent
 from helpers.models.mlp import MLP
 from helpers.tasks.sinusoid import Sinusoids
+from helpers.validate import whole
+
+ANY_OR_NONE = partial(whole, least=-1)
 
 
 @dataclass(frozen=True)
-class Tiny:
+class Tiny(Experiment):
     """Sinusoids and a network of eight hidden units; ``pause`` and ``poison`` are no part of the configuration."""
+
+    made_of = "sinusoids"
 
     name: str = "tiny"
     iterations: int = 240
@@ -34,20 +42,17 @@ class Tiny:
     paper: str = "maml"
     hidden: int = 8
     pause: float = 0.0
-    poison: int = -1  # iteration from which the loss is NaN
-    stop: int = -1  # iteration in which Ctrl-C comes
+    poison: int = limited(ANY_OR_NONE, -1)  # iteration from which the loss is NaN
+    stop: int = limited(ANY_OR_NONE, -1)  # iteration in which Ctrl-C comes
 
     def config(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key not in ("pause", "poison", "stop")}
-
-    def data(self) -> dict[str, Any]:
-        return {"data": "sinusoids"}
 
     def setup(self, device, compiled):
         return TinyRun(self)
 
 
-class TinyRun:
+class TinyRun(Run):
     def __init__(self, experiment: Tiny) -> None:
         self.experiment, self.calls = experiment, 0
         self.learner = GradientDescent(MLP((1, experiment.hidden, 1), scale=0.5), losses.mean_squared_error, 0.01)

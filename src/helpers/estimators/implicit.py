@@ -13,13 +13,13 @@ from torch.func import vjp, vmap
 from helpers.errors import UserError
 from helpers.estimators.checks import check, name_of, watched
 from helpers.estimators.explicit import inner_step, query_gradient
-from helpers.learners.descent import RATE
+from helpers.learners.descent import RATE, GradientDescent
 from helpers.learners.proximal import Proximal
 from helpers.numerics import solvers
 from helpers.numerics.tracing import linearized
 from helpers.types import Examples, Params, Tasks
 
-__all__ = ["Implicit", "ImplicitGradient"]
+__all__ = ["Implicit", "ImplicitGradient", "released"]
 
 
 class Implicit(NamedTuple):
@@ -149,3 +149,35 @@ def _pull_by_theta(learner: Proximal, theta: Params, adapted: Params, support: E
     """(∂F/∂θ)ᵀ u, summed over the tasks."""
     _, pull = vjp(lambda theta: _inner_gradient(learner, theta, adapted, support), theta)
     return pull(u)[0]
+
+
+def released(learner: Proximal, theta: Params, tasks: Tasks, cg_steps: int = 5) -> tuple[Params, Tensor]:
+    """What iMAML's public code computes in place of the implicit gradient; an estimator, for comparison.
+
+    Its inner steps leave the proximal term out; one step of the term alone follows them ("pull back"). Its linear
+    system is (2 I + H / (λ + 10)) u = v, where the paper's is (I + H / λ) u = v.
+
+    Source: ``omniglot_implicit_maml.py`` and ``learner_model.py`` of the released code, at the settings of its README.
+    """
+    free = GradientDescent(learner.model, learner.loss, learner.rate, learner.steps)
+    keep = 1 - learner.rate * learner.strength
+
+    def adapt(support: Examples) -> Params:
+        return {name: theta[name] + keep * (value - theta[name]) for name, value in free.adapt(theta, support).items()}
+
+    phi = vmap(adapt)(tasks.support)
+    by_phi, query_losses = query_gradient(learner, phi, tasks.query)
+    adapted, frozen = learner.split(phi)
+    b, direct = learner.split(by_phi)
+
+    def gradients(adapted: Params) -> Params:
+        return vmap(learner.support_gradient)(adapted | frozen, tasks.support)
+
+    _, hessian = vjp(gradients, adapted)
+
+    def product(v: Params) -> Params:
+        (curved,) = hessian(v)
+        return {name: 2 * v[name] + curved[name] / (learner.strength + 10) for name in v}
+
+    solution = solvers.conjugate_gradient(product, b, cg_steps).x
+    return {name: g.mean(0) for name, g in (solution | direct).items()}, query_losses

@@ -19,7 +19,7 @@ def catalogue() -> dict:
     """All experiments by name, in the order of the queue: what ``experiments()`` of each module here returns."""
     found = sorted((info.name for info in iter_modules(__path__)), key=_place)
     modules = (import_module(f"{__name__}.{name}") for name in found)
-    return {one.name: one for module in modules if hasattr(module, "experiments") for one in module.experiments()}
+    return {one.name: one for module in modules if "experiments" in vars(module) for one in module.experiments()}
 
 
 def find(name: str):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from helpers import losses
+from helpers.experiments.fields import among
 from helpers.experiments.paradigms import ParadigmExperiment
 from helpers.learners.learned import LearnedDescent
 from helpers.losses import LearnedLoss
@@ -27,7 +28,7 @@ class Combined(ParadigmExperiment):
         learned: which of ``PARTS``.
     """
 
-    learned: tuple[str, ...] = ()
+    learned: tuple[str, ...] = among(*PARTS, default=())
     paper: str = "combined"
 
     def learner(self) -> LearnedDescent:

@@ -9,59 +9,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
-from torch.utils._pytree import tree_map
 
-from helpers import errors, estimators, losses, runtime
-from helpers.experiments.base import Recorded
+from helpers import estimators, losses
+from helpers.estimators.implicit import released
+from helpers.experiments import seeds
+from helpers.experiments.base import Run, drawn
+from helpers.experiments.few_shot import FewShotExperiment, accuracy_curve
+from helpers.experiments.fields import among
 from helpers.experiments.imaml import TEST_SEED
-from helpers.lab import evaluation, statistics
+from helpers.lab import statistics
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchAdam
 from helpers.learners.proximal import Proximal
 from helpers.models.convnet import ConvNet
-from helpers.models.layers import subtree
+from helpers.models.layers import subtree_of
 from helpers.numerics import tracing
 from helpers.numerics.solvers import conjugate_gradient
 from helpers.tasks.batches import merge_support_query, minibatches
 from helpers.tasks.episodes import FewShot
-from helpers.types import Examples, Params, Tasks
+from helpers.types import Params, Tasks
 
-
-def released(learner: Proximal, theta: Params, tasks: Tasks, cg_steps: int = 5) -> tuple[Params, Tensor]:
-    """What the public code computes in place of the implicit gradient; an estimator, for comparison.
-
-    Its inner steps leave the proximal term out; one step of the term alone follows them ("pull back"). Its linear
-    system is (2 I + H / (λ + 10)) u = v, where the paper's is (I + H / λ) u = v.
-
-    Source: ``omniglot_implicit_maml.py`` and ``learner_model.py`` of the released code, at the settings of its README.
-    """
-    free = GradientDescent(learner.model, learner.loss, learner.rate, learner.steps)
-    keep = 1 - learner.rate * learner.strength
-
-    def adapt(support: Examples) -> Params:
-        return {name: theta[name] + keep * (value - theta[name]) for name, value in free.adapt(theta, support).items()}
-
-    phi = vmap(adapt)(tasks.support)
-    by_phi, query_losses = estimators.query_gradient(learner, phi, tasks.query)
-    adapted, frozen = learner.split(phi)
-    b, direct = learner.split(by_phi)
-
-    def gradients(adapted: Params) -> Params:
-        return vmap(learner.support_gradient)(adapted | frozen, tasks.support)
-
-    _, hessian = vjp(gradients, adapted)
-
-    def product(v: Params) -> Params:
-        (curved,) = hessian(v)
-        return {name: 2 * v[name] + curved[name] / (learner.strength + 10) for name in v}
-
-    solution = conjugate_gradient(product, b, cg_steps).x
-    return {name: g.mean(0) for name, g in (solution | direct).items()}, query_losses
+METHODS = ("maml", "fomaml", "reptile", "imaml", "released")
 
 
 @dataclass(frozen=True)
-class Comparison(Recorded):
+class Comparison(FewShotExperiment):
     """One estimator on 5-way 1-shot glyphs, several seeds: a row of the table at equal compute.
 
     All methods see tasks of the same 30 images: five to adapt to and 25 to be judged on, for Reptile all 30 in
@@ -70,16 +42,17 @@ class Comparison(Recorded):
     counts as two. Every method runs until it has spent ``budget`` of them.
 
     Attributes:
-        method: ``"maml"``, ``"fomaml"``, ``"reptile"``, ``"imaml"``, or ``"released"`` (:func:`released`).
+        method: ``"maml"``, ``"fomaml"``, ``"reptile"``, ``"imaml"``, or ``"released"``
+            (:func:`~helpers.estimators.implicit.released`).
         cost: image gradients of one task.
         budget: image gradients of one seed.
-        strength, damping, cg_steps: λ of the proximal term, and damping and steps of the linear solver, of iMAML.
-        reptile_batch: images in a minibatch of Reptile.
+        strength, damping, cg_steps: of the implicit gradient, see :class:`~helpers.experiments.imaml.Omniglot`.
+        reptile_batch: images of Reptile's minibatches.
         looks: points of the curve, the end included.
     """
 
     name: str
-    method: str
+    method: str = among(*METHODS)
     inner_rate: float
     inner_steps: int
     meta_batch: int
@@ -137,7 +110,7 @@ class Comparison(Recorded):
         return ComparisonTraining(self, glyphs.load("train").images, glyphs.load("test").images, device)
 
 
-class ComparisonTraining:
+class ComparisonTraining(Run):
     """A method with its seeds side by side: θ holds them under ``0/``, ``1/`` …"""
 
     def __init__(self, experiment: Comparison, train: Tensor, test: Tensor, device: torch.device) -> None:
@@ -155,59 +128,49 @@ class ComparisonTraining:
             "imaml": estimators.ImplicitGradient(solver, by=tracing.traced),
             "released": tracing.traced(partial(released, cg_steps=e.cg_steps)),
         }
-        if e.method not in methods:
-            raise errors.UserError(f"there is no method {e.method!r}: choose one of {', '.join(methods)}")
-        self.estimator = estimators.chunked(methods[e.method], 8 if e.method != "reptile" else None)
+        self.estimator = estimators.chunked(self.watching(methods[e.method]), 8 if e.method != "reptile" else None)
         self.seconds, self.count = 0.0, 0
 
     def init(self, generator: torch.Generator) -> Params:
         """One start a seed, each from a generator of its own that all methods share."""
-        e, device = self.experiment, generator.device
-        starts = [self.learner.init(runtime.generator(e.seed + s, device)) for s in range(e.seeds)]
-        return {f"{s}/{name}": value for s, start in enumerate(starts) for name, value in start.items()}
+        e = self.experiment
+        return seeds.numbered(seeds.of_their_own(self.learner.init, e.seed, e.seeds, generator.device))
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The estimator's gradient for every seed, and the mean query loss; the processor's seconds are counted."""
-        e, gradients, all_losses = self.experiment, {}, []
-        for s in range(e.seeds):
-            number = torch.randint(2**62, (), generator=generator, device=generator.device)
-            draws = runtime.generator(int(number), generator.device)
+        e = self.experiment
+
+        def one(_: int, theta: Params) -> tuple[Params, Tensor]:
+            draws = seeds.draws_of(generator)
             tasks = self.family.sample(e.meta_batch, draws)
             begin = time.process_time()
             if e.method == "reptile":
                 every = merge_support_query(tasks)
                 tasks = Tasks(minibatches(every, e.reptile_batch, e.inner_steps, draws), tasks.query)
-            gradient, query_losses = self.estimator(self.learner, subtree(theta, f"{str(s)}/"), tasks)
+            found = self.estimator(self.learner, theta, tasks)
             # The first call records the operations, which is no cost of the method.
             if self.count:
                 self.seconds += time.process_time() - begin
             self.count += 1
-            gradients |= {f"{s}/{name}": g for name, g in gradient.items()}
-            all_losses.append(query_losses.mean())
-        return gradients, torch.stack(all_losses).mean()
+            return found
+
+        return seeds.one_by_one(one, theta, e.seeds)
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """``test_accuracy`` (transductive) over the seeds, all on the same tasks; ``seconds_per_iteration`` a seed."""
         e = self.experiment
-        family = FewShot(self.test, e.ways, e.shots, e.queries)
-        tasks = tree_map(lambda t: t.to(self.device), family.sample(e.test_tasks, runtime.generator(TEST_SEED)))
-        found = {True: [], False: []}
-        for s in range(e.seeds):
-            for transductive, values in found.items():
-                values.append(self._accuracy(subtree(theta, f"{str(s)}/"), tasks, transductive))
-        metrics = {
-            "test_accuracy": statistics.over_seeds(torch.stack(found[True])),
-            "inductive_accuracy": statistics.over_seeds(torch.stack(found[False])),
-        }
+        tasks = drawn(FewShot(self.test, e.ways, e.shots, e.queries), e.test_tasks, TEST_SEED, self.device)
+        each, steps = [subtree_of(theta, str(s)) for s in range(e.seeds)], (self.tested.steps,)
+
+        def accuracy(transductive: bool) -> statistics.Interval:
+            curves = [accuracy_curve(self.tested, one, tasks, steps, transductive) for one in each]
+            return statistics.over_seeds(torch.stack([curve.mean() for curve in curves]))
+
+        metrics = {"test_accuracy": accuracy(True), "inductive_accuracy": accuracy(False)}
         if self.count > 1:
             seconds = self.seconds / (self.count - 1)
             metrics["seconds_per_iteration"] = statistics.Interval(seconds, float("nan"), self.count - 1)
         return metrics
-
-    def _accuracy(self, theta: Params, tasks: Tasks, transductive: bool) -> Tensor:
-        steps = (self.tested.steps,)
-        curve = evaluation.adaptation_curve(self.tested, theta, tasks, steps, losses.accuracy, transductive, chunk=25)
-        return curve.mean()
 
 
 def experiments() -> list[Comparison]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -12,9 +10,12 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.errors import UserError
+from helpers.experiments import seeds
+from helpers.experiments.base import Run, chosen
+from helpers.experiments.fields import among
 from helpers.experiments.jets_cuts import Cuts
+from helpers.experiments.jets_matrix import Matrix
 from helpers.experiments.jets_protocol import (
-    DATA_DETECTOR,
     DRIFTED,
     EDGES,
     LABELS,
@@ -23,23 +24,18 @@ from helpers.experiments.jets_protocol import (
     PROPORTIONS,
     SHARES,
     TEST_SEED,
-    TRAIN_DETECTORS,
-    TRAIN_SHOWERS,
-    TUNING_DETECTOR,
-    WINDOWS,
     WRONG,
-    Judge,
     OnJets,
     Supervision,
     best,
     named,
     tagger,
     test_domains,
-    together,
     training_domains,
     tuning_domains,
 )
 from helpers.lab import statistics
+from helpers.lab.ranking import Judge
 from helpers.lab.statistics import Interval
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
@@ -52,6 +48,9 @@ from helpers.tasks.jets.detector import View
 from helpers.tasks.jets.samples import JetSamples
 from helpers.tasks.jets.tasks import JetTasks
 from helpers.types import Params, Tasks
+from helpers.validate import one_of
+
+METHODS = ("scratch", "pooled", "maml", "fomaml", "reptile", "imaml")
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,9 @@ class Tagging(OnJets):
     """
 
     name: str
-    method: str
-    inner: str = "labels"
-    tagger: str = "images"
+    method: str = among(*METHODS)
+    inner: str = among(*LOSSES, default="labels")
+    tagger: str = among("images", "particles", default="images")
     zoom: bool = False
     inner_rate: float = 0.1
     inner_steps: int = 3
@@ -109,10 +108,17 @@ class Tagging(OnJets):
     test_draws: int = 5
     test_queries: int = 300
     tuning_queries: int = 100
-    given: tuple[str, ...] = ("labels",)
+    given: tuple[str, ...] = among(*LOSSES, default=("labels",))
     stress: bool = False
     evaluate_every: int = 250
     paper: str = "jets"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inner != "labels" and self.method in ("pooled", "reptile"):
+            raise UserError(
+                f"{self.method} training is on labels: choose another for the inner loss {self.inner} of {self.name}"
+            )
 
     @property
     def view(self) -> View:
@@ -123,25 +129,18 @@ class Tagging(OnJets):
         """The inner loop, on the loss of training or on another one; the outer loss is the cross-entropy.
 
         Raises:
-            UserError: for an unknown method or loss.
+            UserError: for an unknown loss.
         """
         inner = self.inner if inner is None else inner
-        if inner not in LOSSES:
-            raise UserError(f"there is no inner loss {inner!r}: choose one of {', '.join(LOSSES)}")
-        if self.inner != "labels" and self.method in ("pooled", "reptile"):
-            raise UserError(
-                f"{self.method} training is on labels: choose another method for the inner loss {self.inner}"
-            )
+        one_of(inner, "inner loss", LOSSES)
         steps = 0 if self.method == "pooled" else self.inner_steps
         settings = (tagger(self.tagger), LOSSES[inner], self.inner_rate, steps)
         match self.method:
-            case "scratch" | "pooled" | "maml" | "fomaml":
-                return GradientDescent(*settings, outer_loss=losses.cross_entropy)
             case "reptile":
                 return MinibatchDescent(*settings, outer_loss=losses.cross_entropy)
             case "imaml":
                 return Proximal(*settings, outer_loss=losses.cross_entropy, strength=self.strength)
-        raise UserError(f"there is no method {self.method!r} for taggers")
+        return GradientDescent(*settings, outer_loss=losses.cross_entropy)
 
     def tested(self, inner: str, rate: float) -> GradientDescent:
         """How the tagger adapts at test: by steps on the whole support set."""
@@ -159,7 +158,7 @@ class Tagging(OnJets):
         return TaggingTraining(self, jets.load().to(device), device)
 
 
-class TaggingTraining:
+class TaggingTraining(Run):
     """A method on one device."""
 
     def __init__(self, experiment: Tagging, samples: JetSamples, device: torch.device) -> None:
@@ -177,14 +176,13 @@ class TaggingTraining:
             self.estimator, self.alone = estimators.ImplicitGradient(by=tracing.traced), True
         else:
             found = {"fomaml": estimators.fomaml, "reptile": estimators.reptile}
-            self.estimator = tracing.traced(together(found.get(e.method, estimators.maml)))
+            self.estimator = tracing.traced(seeds.side_by_side(found.get(e.method, estimators.maml)))
             self.alone = False
 
     def init(self, generator: torch.Generator) -> Params:
         """θ ``[seeds, ...]``; seed s begins where it does in every method."""
         e = self.experiment
-        draws = (runtime.generator(e.seed + s, self.device) for s in range(e.seeds))
-        return stacked([self.learner.init(one) for one in draws])
+        return stacked(seeds.of_their_own(self.learner.init, e.seed, e.seeds, self.device))
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The estimator's gradient for every seed, on tasks of its own, and the mean query loss."""
@@ -197,6 +195,7 @@ class TaggingTraining:
             return gradient, values.mean()
         found = []
         for s in range(e.seeds):
+            self.check_clock()
             one = {name: value[s] for name, value in theta.items()}
             found.append(self.estimator(self.learner, one, tree_map(lambda t, s=s: t[s], tasks)))
         gradients, values = zip(*found, strict=True)
@@ -215,11 +214,11 @@ class TaggingTraining:
             tasks = Tasks(tasks.support, every)
             if e.method == "reptile":
                 tasks = Tasks(minibatches(every, e.reptile_batch, e.inner_steps, generator), tasks.query)
-        return tree_map(lambda t: t.unflatten(0, (e.seeds, e.meta_batch)), tasks)
+        return seeds.apart(tasks, e.seeds, e.meta_batch)
 
     # ------------------------------------ at test
 
-    def chosen(self, draws: int, other: int) -> list[int]:
+    def domains(self, draws: int, other: int) -> list[int]:
         """Domains of the test tasks: ``draws`` times each window, ``other`` times each further domain."""
         return [
             at for name, some in self.groups.items() for at in some for _ in range(draws if name in EDGES else other)
@@ -227,17 +226,17 @@ class TaggingTraining:
 
     def test_tasks(self, supervision: Supervision, draws: int, other: int) -> tuple[Tasks, Tensor]:
         """Tasks, the same on every call, and the domain of each."""
-        chosen = self.chosen(draws, other)
+        places = self.domains(draws, other)
         needed = supervision.size + self.test.queries  # of each class; the small samples are too few for large bags
-        chosen = [at for at in chosen if self.test.available(at) >= needed]
+        places = [at for at in places if self.test.available(at) >= needed]
         generator = runtime.generator(TEST_SEED, self.device)
-        return supervision.tasks(self.test, chosen, generator), torch.tensor(chosen, device=self.device)
+        return supervision.tasks(self.test, places, generator), torch.tensor(places, device=self.device)
 
     def tuned(self, theta: Params, supervision: Supervision) -> tuple[float, int]:
         """Inner rate and number of steps that are best on validation tasks, one choice for all seeds."""
         e = self.experiment
-        chosen = range(len(self.tuning.domains))
-        tasks = supervision.tasks(self.tuning, chosen, runtime.generator(TEST_SEED + 1, self.device))
+        every = range(len(self.tuning.domains))
+        tasks = supervision.tasks(self.tuning, every, runtime.generator(TEST_SEED + 1, self.device))
         grid = [
             self.judge(e.tested(supervision.kind, rate), theta, tasks, e.test_steps)[..., 0].mean((0, 1))
             for rate in e.test_rates
@@ -260,8 +259,7 @@ class TaggingTraining:
         for supervision in e.supervisions():
             rate, steps = self.tuned(theta, supervision)
             metrics |= self._named(theta, supervision, supervision.name, rate, steps, e.test_draws, 1)
-            for name, value in (("rate", rate), ("steps", steps)):
-                metrics[f"{name}_{supervision.name}"] = Interval(value, float("nan"), 1)
+            metrics |= {f"rate_{supervision.name}": chosen(rate), f"steps_{supervision.name}": chosen(steps)}
             if supervision in LABELS:
                 tasks, _ = self.test_tasks(supervision, 2, 0)
                 grid = [
@@ -300,111 +298,6 @@ class TaggingTraining:
             if rows.any():
                 where[name] = found[:, rows].mean(1)
         return named(where, how, statistics.over_seeds)
-
-
-@dataclass(frozen=True)
-class Matrix(OnJets):
-    """Taggers that are trained in one window of pT each and judged in every one, before and after some labels.
-
-    θ has a leading axis of windows · seeds taggers, those of the lowest window first.
-
-    Attributes:
-        zoom: multiply angles by pT/2m.
-        shots: labelled jets of each class in the window of the test.
-        batch: jets of each class in an iteration.
-        test_rates: inner rates that are tried.
-        test_steps: numbers of inner steps that are tried.
-        test_draws: test tasks of a window.
-        test_queries: query jets of each class.
-        tuning_queries: query jets of each class where rate and steps are chosen.
-    """
-
-    name: str
-    zoom: bool = False
-    shots: int = 20
-    batch: int = 50
-    iterations: int = 1_000
-    outer_rate: float = 2e-3
-    outer_rate_hold: int = 500
-    outer_rate_final: float = 2e-4
-    seed: int = 0
-    seeds: int = 3
-    test_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
-    test_steps: tuple[int, ...] = (1, 3, 10)
-    test_draws: int = 4
-    test_queries: int = 300
-    tuning_queries: int = 100
-    evaluate_every: int = 500
-    paper: str = "jets"
-
-    def setup(self, device: torch.device, compiled: bool) -> MatrixTraining:
-        """Read the jets and build the estimator."""
-        return MatrixTraining(self, jets.load().to(device), device)
-
-
-class MatrixTraining:
-    """Taggers of single windows on one device."""
-
-    def __init__(self, experiment: Matrix, samples: JetSamples, device: torch.device) -> None:
-        e = self.experiment = experiment
-        self.device, view = device, View(zoom=jets.W_MASS if e.zoom else None)
-        self.learner = GradientDescent(tagger("images"), losses.cross_entropy, 0.1, steps=0)
-        places = [jets.domains(["W"], [window], TRAIN_SHOWERS, TRAIN_DETECTORS) for window in WINDOWS]
-        self.families = [JetTasks(samples, some, "train", 1, e.batch - 1, view) for some in places]
-        tuning = jets.domains(["W"], WINDOWS, ["fsr-one"], [TUNING_DETECTOR])
-        self.tuning = JetTasks(samples, tuning, "validation", e.shots, e.tuning_queries, view)
-        data = jets.domains(["W"], WINDOWS, ["monash"], [DATA_DETECTOR])
-        self.judge = Judge()
-        self.test = JetTasks(samples, data, "test", e.shots, e.test_queries, view)
-        self.estimator = tracing.traced(together(estimators.maml))
-
-    def init(self, generator: torch.Generator) -> Params:
-        """θ; the s-th taggers of all windows begin at the same parameters."""
-        e = self.experiment
-        draws = [self.learner.init(runtime.generator(e.seed + s, self.device)) for s in range(e.seeds)]
-        return stacked(draws * len(WINDOWS))
-
-    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
-        """The gradient of every tagger's cross-entropy on jets of its window, and its mean."""
-        drawn = [family.sample(self.experiment.seeds, generator) for family in self.families]
-        every = [Tasks(one, one) for one in map(merge_support_query, drawn)]
-        tasks = tree_map(lambda *parts: torch.cat(parts)[:, None], *every)
-        gradient, values = self.estimator(self.learner, theta, tasks)
-        return gradient, values.mean()
-
-    def areas(
-        self, family: JetTasks, theta: Params, rate: float, steps: Sequence[int], draws: int, seed: int
-    ) -> Tensor:
-        """Areas under the ROC curve ``[trained in, judged in, seeds, len(steps)]``."""
-        chosen = [at for at in range(len(WINDOWS)) for _ in range(draws)]
-        tasks = family.of(chosen, runtime.generator(seed, self.device))
-        found = self.judge(self.learner.replace(rate=rate), theta, tasks, steps)[..., 0]
-        found = found.unflatten(0, (len(WINDOWS), -1)).unflatten(2, (len(WINDOWS), draws)).mean(3)
-        return found.transpose(1, 2)
-
-    def evaluate(self, theta: Params) -> dict[str, Interval]:
-        """``auc_{trained in}_{judged in}_{how}``, with intervals over the seeds; ``how`` is ``none`` or ``labels``.
-
-        ``auc_home_{how}`` is the mean over the five cases in which both windows are the same, ``auc_elsewhere_{how}``
-        over the others. The inner rate and number of steps are those that are best elsewhere, on validation tasks.
-        """
-        e = self.experiment
-        apart = ~torch.eye(len(WINDOWS), dtype=torch.bool, device=self.device)
-        grid = [
-            self.areas(self.tuning, theta, rate, e.test_steps, 2, TEST_SEED + 1)[apart].mean((0, 1))
-            for rate in e.test_rates
-        ]
-        rate, steps = best(grid, e.test_rates, e.test_steps)
-        both = self.areas(self.test, theta, rate, (0, steps), e.test_draws, TEST_SEED)
-        metrics = {}
-        for how, found in zip(("none", "labels"), both.unbind(-1), strict=True):
-            metrics[f"auc_elsewhere_{how}"] = statistics.over_seeds(found[apart].mean(0))
-            metrics[f"auc_home_{how}"] = statistics.over_seeds(found[~apart].mean(0))
-            for row, column in product(WINDOWS, WINDOWS):
-                name = f"auc_{jets.WINDOWS[row]}_{jets.WINDOWS[column]}_{how}"
-                metrics[name] = statistics.over_seeds(found[row, column])
-        chosen = {"rate_labels": rate, "steps_labels": steps}
-        return metrics | {name: Interval(value, float("nan"), 1) for name, value in chosen.items()}
 
 
 def experiments() -> list:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from helpers import runtime
-from helpers.experiments.jets_protocol import TEST_SEED, OnJets, named, ranking, test_domains, training_domains
+from helpers.experiments.base import Run
+from helpers.experiments.jets_protocol import TEST_SEED, OnJets, named, test_domains, training_domains
 from helpers.lab import statistics
+from helpers.lab.ranking import ranking
 from helpers.lab.statistics import Interval
 from helpers.tasks import jets
 from helpers.tasks.jets.samples import JetSamples
@@ -44,7 +46,7 @@ class Cuts(OnJets):
         return CutsMeasured(self, jets.load().to(device), device)
 
 
-class CutsMeasured:
+class CutsMeasured(Run):
     """The cuts on one device; there is nothing to train."""
 
     def __init__(self, experiment: Cuts, samples: JetSamples, device: torch.device) -> None:

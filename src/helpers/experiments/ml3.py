@@ -15,22 +15,22 @@ from torch import Tensor
 from torch.func import vmap
 
 from helpers import runtime
+from helpers.experiments.base import chosen
 from helpers.experiments.ml3_study import (
     TEST_SEED,
     TUNING_SEED,
     Metrics,
     Ml3Experiment,
     Training,
-    begun,
-    chosen,
     few_starts,
     table,
 )
 from helpers.lab import statistics
-from helpers.learners.learned import LossDescent
+from helpers.learners.learned import LossDescent, begun
 from helpers.losses import LearnedLoss, input_prediction_and_target, mean_squared_error
 from helpers.models.mlp import MLP
 from helpers.models.physics import Frequency, InertiaNetwork
+from helpers.numerics.landscapes import downhill_share
 from helpers.tasks.control.reacher import Reacher
 from helpers.tasks.sinusoid import Sinusoids
 from helpers.types import Examples, Model, Params, Started
@@ -51,7 +51,7 @@ class SineStudy(Ml3Experiment):
         test_tasks: the same for all seeds.
         far: a number of steps beyond the horizon of the paper.
         tuning_rates: for the mean squared error, besides the common rate.
-        adam_rate: of Adam, where it takes the place of plain descent at test.
+        adam_rate: where Adam descends instead.
     """
 
     hidden: tuple[int, ...] = (100, 10)
@@ -231,29 +231,6 @@ def _waves(truth: Tensor, x: Tensor) -> Started:
     return Started(examples, examples, {})
 
 
-def downhill_share(landscape: Tensor, omegas: Tensor, truth: Tensor, close: float) -> Tensor:
-    """From which share of the ω going downhill ends near the truth: the limit of gradient descent with small steps.
-
-    Args:
-        landscape: values ``[..., truths, omegas]`` on an equally spaced grid.
-        omegas: the grid, ``[omegas]``.
-        truth: ``[truths]``.
-        close: largest distance from the truth that counts.
-
-    Returns:
-        ``[..., truths]``, in [0, 1].
-    """
-    here = torch.arange(len(omegas), device=omegas.device).expand(landscape.shape).clone()
-    infinite = landscape.new_full((*landscape.shape[:-1], 1), torch.inf)
-    left = torch.cat([infinite, landscape[..., :-1]], -1)
-    right = torch.cat([landscape[..., 1:], infinite], -1)
-    lowest = torch.stack([landscape, left, right]).argmin(0)  # the first of equals: a flat stretch stays where it is
-    to = here + (lowest == 2).long() - (lowest == 1).long()
-    for _ in range(math.ceil(math.log2(len(omegas)))):  # follow twice as many steps each time
-        to = to.gather(-1, to)
-    return ((omegas[to] - truth[:, None]).abs() <= close).double().mean(-1)
-
-
 def seen_of_dynamics(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
     """(q, q̈, predicted torque, measured torque), without the mass matrix."""
     return input_prediction_and_target(x, outputs[:, :2], y[:, :2])
@@ -282,10 +259,11 @@ class InverseDynamics(Ml3Experiment):
     Attributes:
         shaped: meta-train on the mass matrix.
         hidden: widths of the network.
-        points: of a motion of ``seconds``.
-        seconds: that a motion lasts.
+        points: of a motion.
+        seconds: that it lasts.
         test_tasks: the same for all seeds, as in all of these studies.
         waves: of a joint's motion: sines up to so many periods.
+        tuning_rates: for the error of the torques, besides the common rate.
     """
 
     inner_rate: float = 1e-2

@@ -11,29 +11,30 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from helpers import runtime
+from helpers.experiments import seeds
+from helpers.experiments.base import chosen
+from helpers.experiments.fields import among
 from helpers.experiments.ml3_study import (
     TEST_SEED,
     TUNING_SEED,
     Metrics,
     Ml3Experiment,
     Training,
-    begun,
-    chosen,
     few_starts,
     table,
 )
 from helpers.learners.descent import CARRIED
-from helpers.learners.learned import LossDescent
+from helpers.learners.learned import LossDescent, begun
 from helpers.losses import LearnedLoss
 from helpers.models.layers import stacked, subtree
 from helpers.models.mlp import MLP
+from helpers.tasks.control.ensemble import ensemble_step, fit_ensemble
 from helpers.tasks.control.mountain_car import MountainCar
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
-from helpers.tasks.control.rollout import Rollout, random_rollouts
+from helpers.tasks.control.rollout import Rollout
 from helpers.tasks.control.types import Trajectory
 from helpers.types import Examples, Params, Started
 
@@ -54,8 +55,8 @@ class Car(Ml3Experiment):
             draws a new one for every task.
         test_policies: new ones.
         arrived: how near to the goal's position counts as having reached it.
-        hidden: width of the policies.
-        loss_width: of the learned loss.
+        hidden, loss_width: of the policy's inner layer and of the learned loss.
+        tuning_rates: for the task's own loss.
     """
 
     inner_rate: float = 1e-3
@@ -160,6 +161,7 @@ class Reaching(Ml3Experiment):
         rollouts: random ones for each seed's ensemble.
         horizon: of a rollout; None is the environment's own, 50 steps of the mass and 65 of the arm.
         test_goals: new goals, with a new policy each.
+        tuning_rates: for the task's own loss.
     """
 
     inner_rate: float = 1e-4
@@ -168,7 +170,7 @@ class Reaching(Ml3Experiment):
     iterations: int = 1_000
     outer_rate: float = 1e-2
     evaluate_every: int = 500
-    body: str = "arm"
+    body: str = among("mass", "arm", default="arm")
     goals: int | None = None
     policies: int | None = None
     sees_goal: bool = True
@@ -271,8 +273,12 @@ class ReachingTraining(Training):
 
     def _fitted(self, generator: torch.Generator) -> Params:
         e = self.experiment
-        members = [fit_ensemble(e, runtime.generator(e.seed + s, generator.device)) for s in range(e.seeds)]
-        return {DYNAMICS + name: value for name, value in stacked(members).items()}
+
+        def fitted(draws: torch.Generator) -> Params:
+            return fit_ensemble(e.env(), draws, e.members, e.member_hidden, e.member_epochs, e.rollouts)
+
+        each = seeds.of_their_own(fitted, e.seed, e.seeds, generator.device)
+        return {DYNAMICS + name: value for name, value in stacked(each).items()}
 
     def bound(self, theta: Params, learner: LossDescent) -> LossDescent:
         """The learner whose policies are followed in the dynamics of θ."""
@@ -281,63 +287,6 @@ class ReachingTraining(Training):
             return learner
         step = partial(ensemble_step, self.experiment.env(), dynamics)
         return learner.replace(model=replace(learner.model, step=step))
-
-
-def ensemble_step(env: Reacher, dynamics: Params, state: Tensor, action: Tensor) -> Tensor:
-    """The next state by the mean change of velocity that the members of an ensemble predict.
-
-    Args:
-        dynamics: a network of two tanh layers and, last, a mean and a spread of each velocity's change; the tensors
-            with a leading axis of members.
-        state, action: ``[..., 4]`` and ``[..., 2]``.
-
-    Source: Bechtle et al. (2020), model-based reinforcement learning; the public code's ensemble and limits.
-    """
-    change = ensemble(dynamics, _normal(env, state, action))[0].mean(0)
-    speed = (state[..., 2:] + change).clamp(-4 * env.speed_scale, 4 * env.speed_scale)
-    return torch.cat([state[..., :2] + env.dt * speed, speed], -1)
-
-
-def _normal(env: Reacher, state: Tensor, action: Tensor) -> Tensor:
-    return torch.cat([state[..., :2].cos(), state[..., :2].sin(), state[..., 2:] / env.speed_scale, action], -1)
-
-
-def ensemble(dynamics: Params, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and variances ``[members, ..., 2]`` of every member at ``x`` ``[..., 8]``."""
-    shape, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
-    for layer in (1, 2):
-        x = torch.tanh(x @ dynamics[f"linear{layer}.weight"] + dynamics[f"linear{layer}.bias"][:, None])
-    mean, spread = (x @ dynamics["linear3.weight"] + dynamics["linear3.bias"][:, None]).chunk(2, -1)
-    return mean.unflatten(1, shape), (functional.softplus(spread) + 1e-6).unflatten(1, shape)
-
-
-def fit_ensemble(experiment: Reaching, generator: torch.Generator) -> Params:
-    """Dynamics of the environment from random rollouts: every member leaves another part of the data out.
-
-    Returns:
-        Parameters of :func:`ensemble_step`, each with a leading axis of ``experiment.members``.
-    """
-    e, env, device = experiment, experiment.env(), generator.device
-    data = random_rollouts(env, e.rollouts, env.horizon, generator)
-    x = _normal(env, data.state, data.action).flatten(0, 1)
-    y = (data.next_state - data.state)[..., 2:].flatten(0, 1)
-    fold = torch.ones(len(x), device=device)  # a single member leaves nothing out
-    if e.members > 1:
-        fold = torch.randperm(len(x), generator=generator, device=device) % e.members
-    sizes = (x.shape[-1], *e.member_hidden, 2 * y.shape[-1])
-    model = MLP(sizes, scale=None)
-    params = stacked([model.init(generator) for _ in range(e.members)])
-    params = {name: (v[:, :] if v.dim() == 3 else v).requires_grad_() for name, v in params.items()}
-    optimizer = torch.optim.Adam(params.values(), lr=3e-3)
-    weight = (fold[None] != torch.arange(e.members, device=device)[:, None]).to(x.dtype)[..., None]
-    for _ in range(e.member_epochs):
-        for batch in torch.randperm(len(x), generator=generator, device=device).split(128):
-            mean, variance = ensemble(params, x[batch])
-            error = (y[batch] - mean).square() / variance + variance.log()
-            optimizer.zero_grad()
-            (weight[:, batch] * error).mean().backward()
-            optimizer.step()
-    return {name: value.detach() for name, value in params.items()}
 
 
 def experiments() -> list[Ml3Experiment]:

@@ -13,14 +13,14 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.errors import UserError
-from helpers.experiments.base import Recorded
+from helpers.experiments import seeds
+from helpers.experiments.base import Experiment, Run
+from helpers.experiments.fields import among
+from helpers.experiments.ml3_study import TOLERANCES
 from helpers.lab import statistics
 from helpers.learners.descent import RATE, GradientDescent
-from helpers.learners.learned import LossDescent
-from helpers.learners.minibatch import MinibatchDescent
+from helpers.learners.paths import MinibatchLossDescent
 from helpers.losses import LearnedLoss
-from helpers.models.layers import stacked
 from helpers.models.lenet import LeNet
 from helpers.models.mlp import MLP
 from helpers.numerics.tracing import traced
@@ -34,17 +34,7 @@ DIVERGED = 100.0  # a network with a larger cross-entropy, or with none that is 
 
 
 @dataclass(frozen=True)
-class MinibatchLossDescent(LossDescent, MinibatchDescent):
-    """Descent of a learned loss in which every inner step sees a minibatch of its own, as later when it is used.
-
-    The support set is given as a sequence of minibatches, as for :class:`~helpers.learners.minibatch.MinibatchDescent`.
-    """
-
-    steps: int | None = None
-
-
-@dataclass(frozen=True)
-class Digits(Recorded):
+class Digits(Experiment):
     """A loss learned on one pair of digits, for telling other digits apart, several seeds side by side.
 
     Every parameter carries a leading seed axis, and each seed has training pairs and held-out pairs of its own
@@ -70,11 +60,11 @@ class Digits(Recorded):
     """
 
     name: str
-    images: str = "mnist"
+    images: str = among("mnist", "digits", default="mnist")
     train_pairs: int = 1
     hidden: tuple[int, ...] = (40,)
     one_start: bool = False
-    architecture: str = "lenet"
+    architecture: str = among("lenet", "mlp", default="lenet")
     shots: int = 10
     queries: int = 10
     inner_rate: float = 1e-3
@@ -92,6 +82,8 @@ class Digits(Recorded):
     evaluate_every: int = 250
     paper: str = "ml3"
 
+    tolerances = TOLERANCES
+
     def data(self) -> dict[str, Any]:
         """Name and digests of the set of digits."""
         return digits.provenance(self.images)
@@ -105,17 +97,10 @@ class Digits(Recorded):
         return MLP((pixels, *self.hidden, 2), scale=None)
 
     def other(self, pixels: int) -> Model:
-        """The optimizee that is never trained on.
-
-        Raises:
-            UserError: if there is none of that name.
-        """
-        match self.architecture:
-            case "lenet":
-                return LeNet(side=round(pixels**0.5))
-            case "mlp":
-                return MLP((pixels, *self.hidden, 40, 40, 2), scale=None)
-        raise UserError(f"there is no other optimizee called {self.architecture!r}: use lenet or mlp")
+        """The optimizee that is never trained on."""
+        if self.architecture == "lenet":
+            return LeNet(side=round(pixels**0.5))
+        return MLP((pixels, *self.hidden, 40, 40, 2), scale=None)
 
     def learner(self, model: Model) -> MinibatchLossDescent:
         """The learned loss, of probabilities and label, and its descent."""
@@ -128,7 +113,7 @@ class Digits(Recorded):
         return DigitsTraining(self, train, test, device)
 
 
-class DigitsTraining:
+class DigitsTraining(Run):
     """An experiment with digits on one device."""
 
     def __init__(self, experiment: Digits, train: ImageClasses, test: ImageClasses, device: torch.device) -> None:
@@ -141,15 +126,12 @@ class DigitsTraining:
         self.families = [
             digits.DigitPairs(self.train, pairs, e.inner_steps * e.shots, e.queries) for pairs, _ in self.pairs
         ]
-        self.estimator = traced(self._seeds)
+        self.estimator = traced(seeds.side_by_side(estimators.maml))
         self.step, self.outcome = traced(_step), traced(_outcome)
-
-    def _seeds(self, theta: Params, tasks: Started) -> tuple[Params, Tensor]:
-        return vmap(partial(estimators.maml, self.learner))(theta, tasks)
 
     def init(self, generator: torch.Generator) -> Params:
         """θ ``[seeds, ...]``: the learned losses."""
-        return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
+        return seeds.fresh(self.learner.init, self.experiment.seeds, generator)
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The meta-gradient of each seed on tasks of its own; the loss is the mean."""
@@ -158,7 +140,7 @@ class DigitsTraining:
             support, query = family.sample(e.meta_batch, generator)
             tasks.append(Tasks(minibatches(support, e.shots, e.inner_steps, generator), query))
         support, query = tree_map(lambda *parts: torch.stack(parts), *tasks)
-        gradient, values = self.estimator(theta, Started(support, query, self.starts(generator)))
+        gradient, values = self.estimator(self.learner, theta, Started(support, query, self.starts(generator)))
         return gradient, values.mean()
 
     def starts(self, generator: torch.Generator) -> Params:
@@ -171,9 +153,8 @@ class DigitsTraining:
 
     def fresh(self, model: Model, count: int, generator: torch.Generator) -> Params:
         """First parameters ``[seeds, count, ...]``."""
-        seeds = self.experiment.seeds
-        drawn = stacked([model.init(generator) for _ in range(seeds * count)])
-        return {name: value.unflatten(0, (seeds, count)) for name, value in drawn.items()}
+        together = seeds.fresh(model.init, self.experiment.seeds * count, generator)
+        return seeds.apart(together, self.experiment.seeds, count)
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Accuracies and cross-entropies on test images while fresh networks learn, with intervals over the seeds.
@@ -288,7 +269,7 @@ class DigitsTraining:
                 task = Tasks(task.support, digits.DigitPairs(test, (pair,), 2, e.test_images).sample(1, draws).query)
             found.append(Tasks(minibatches(task.support, e.shots, steps, draws), task.query))
         together = tree_map(lambda *parts: torch.cat(parts), *found)
-        return tree_map(lambda t: t.unflatten(0, (e.seeds, -1)), together)
+        return seeds.apart(together, e.seeds, -1)
 
 
 def _step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:

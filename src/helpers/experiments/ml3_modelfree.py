@@ -14,12 +14,9 @@ to [−1, 1]. A *return* is the sum over the horizon, thus about −horizon time
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,18 +26,19 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from helpers import runtime
-from helpers.errors import UserError
-from helpers.experiments.base import Recorded, both_names
-from helpers.experiments.ml3_ppo import ppo
+from helpers.experiments import seeds
+from helpers.experiments.base import Experiment, Run, both_names, chosen
+from helpers.experiments.fields import among
+from helpers.experiments.ml3_study import TOLERANCES
 from helpers.lab import statistics
 from helpers.learners.learned import LossDescent
+from helpers.learners.ppo import ppo
 from helpers.losses import LearnedLoss
-from helpers.models.layers import stacked
 from helpers.models.mlp import MLP
-from helpers.models.policies import GaussianPolicy, log_probability
+from helpers.models.policies import GaussianPolicy
 from helpers.numerics import tracing
 from helpers.numerics.tracing import linearized
-from helpers.tasks.control.experience import Experience, act, advantages, sample
+from helpers.tasks.control.experience import Experience, act, experience_features, query, sample, support, surrogate
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
 from helpers.types import Examples, Params
@@ -49,57 +47,8 @@ TEST_SEED = 20_190_612  # of the test goals, policies and noise; the same for ev
 TUNING_SEED = 1  # of the training goals that PPO is tuned on
 
 
-# ---------------------------------------- the learned loss
-def experience_features(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-    """What a learned loss sees of a step: observation, mean, deviation, action, log density; and the rest of ``y``.
-
-    Args:
-        x: observations ``[n, observation]``, which contain the goal.
-        outputs: the policy's mean and deviation ``[n, 2 actions]``.
-        y: ``[n, actions]``, or with more columns, such as rewards.
-    """
-    chance = log_probability(outputs, y[:, : outputs.shape[-1] // 2])
-    return torch.cat([x, outputs, y, chance[:, None]], -1)
-
-
-def surrogate(outputs: Tensor, y: Tensor) -> Tensor:
-    """The outer objective: minus the mean of advantage times log density.
-
-    Its gradient is that of the expected return, estimated by the score function.
-
-    Args:
-        outputs: mean and deviation ``[n, 2 actions]``.
-        y: action and advantage ``[n, actions + 1]``.
-
-    Source: Bechtle et al. (2020), section on model-free reinforcement learning: L_T = −E[R(τ) log π(τ)].
-    """
-    return -(y[:, -1] * log_probability(outputs, y[:, :-1])).mean()
-
-
-def support(experience: Experience, rewards: bool = False) -> Examples:
-    """Trajectories as the learned loss gets them, all steps of a policy in one row.
-
-    Args:
-        experience: of several policies.
-        rewards: add the rewards to go, standardised as by :func:`~helpers.tasks.control.experience.advantages`.
-
-    Returns:
-        ``x`` ``[policies, n · horizon, observation]``, ``y`` ``[policies, n · horizon, actions (+ 1)]``.
-    """
-    y = experience.actions
-    if rewards:
-        y = torch.cat([y, advantages(experience.rewards)[..., None]], -1)
-    return Examples(experience.observations.flatten(1, 2), y.flatten(1, 2))
-
-
-def query(experience: Experience) -> Examples:
-    """Trajectories as :func:`surrogate` takes them, with advantages."""
-    return support(experience, rewards=True)
-
-
-# ---------------------------------------- the recorded experiments
 @dataclass(frozen=True)
-class ModelFree(Recorded):
+class ModelFree(Experiment):
     """A learned loss for Gaussian policies, several seeds side by side, and PPO on the same goals.
 
     An outer iteration draws goals and fresh policies, and makes ``updates`` updates of each, all by the present learned
@@ -127,7 +76,7 @@ class ModelFree(Recorded):
     """
 
     name: str
-    task: str = "pointmass"
+    task: str = among("pointmass", "reacher", default="pointmass")
     max_action: float = 1.0
     control_cost: float = 1e-3
     hidden: tuple[int, ...] = (32, 32)
@@ -157,6 +106,8 @@ class ModelFree(Recorded):
     evaluate_every: int = 200
     paper: str = "ml3"
 
+    tolerances = TOLERANCES
+
     def data(self) -> dict[str, Any]:
         """Goals and starts are drawn, not stored."""
         return {"data": self.task}
@@ -165,14 +116,10 @@ class ModelFree(Recorded):
         """The black box; an episode of the arm is that of Reacher-v5, 50 steps of 0.02 s.
 
         Each of these is one Runge-Kutta step, not two: twice as fast, and the same to 1e-6 rad.
-
-        Raises:
-            UserError: for an unknown task.
         """
-        kinds = {"pointmass": PointMass, "reacher": partial(Reacher, dt=0.02, substeps=1, horizon=50)}
-        if self.task not in kinds:
-            raise UserError(f"there is no task {self.task!r}: use {' or '.join(kinds)}")
-        return kinds[self.task](max_action=self.max_action)
+        if self.task == "pointmass":
+            return PointMass(max_action=self.max_action)
+        return Reacher(max_action=self.max_action, dt=0.02, substeps=1, horizon=50)
 
     def learner(self) -> LossDescent:
         """The policy, what it descends, and what the descent is judged by."""
@@ -188,7 +135,7 @@ class ModelFree(Recorded):
         return ModelFreeTraining(self, device)
 
 
-class ModelFreeTraining:
+class ModelFreeTraining(Run):
     """The model-free study on one device."""
 
     def __init__(self, experiment: ModelFree, device: torch.device) -> None:
@@ -228,12 +175,11 @@ class ModelFreeTraining:
 
     def init(self, generator: torch.Generator) -> Params:
         """θ ``[seeds, ...]``: learned losses, and no policies."""
-        return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
+        return seeds.fresh(self.learner.init, self.experiment.seeds, generator)
 
     def policies(self, count: int, generator: torch.Generator) -> Params:
         """Fresh policies ``[seeds, count, ...]``."""
-        drawn = stacked([self.learner.model.init(generator) for _ in range(self.experiment.seeds * count)])
-        return self._apart(drawn)
+        return self._apart(seeds.fresh(self.learner.model.init, self.experiment.seeds * count, generator))
 
     def experience(self, params: Params, goal: Tensor, generator: torch.Generator) -> Experience:
         """Trajectories ``[seeds · policies, trajectories, ...]`` of policies ``[seeds, policies, ...]``."""
@@ -246,7 +192,7 @@ class ModelFreeTraining:
 
     def _apart(self, tree: Any) -> Any:
         """``[seeds · policies, ...]`` as ``[seeds, policies, ...]``."""
-        return tree_map(lambda t: t.unflatten(0, (self.experiment.seeds, -1)), tree)
+        return seeds.apart(tree, self.experiment.seeds, -1)
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The sum over the updates of their one-step meta-gradients, and minus the mean return after them."""
@@ -261,6 +207,7 @@ class ModelFreeTraining:
             return self._apart(query(met))
 
         for _ in range(e.updates):
+            self.check_clock()
             given = self._apart(support(met, e.rewards))
             step, params = self.one_step(theta, params, given, judged)
             total = step if total is None else {name: total[name] + g for name, g in step.items()}
@@ -329,7 +276,7 @@ class ModelFreeTraining:
         returns = torch.stack([torch.stack(goals).mean(0) for goals in runs])
         found = {f"ppo_return_{n}": statistics.over_seeds(returns[:, n]) for n in e.ppo_updates}
         for name, value in zip(("rate", "epochs", "discount"), best, strict=True):
-            found[f"ppo_{name}"] = statistics.Interval(float(value), math.nan, 1)
+            found[f"ppo_{name}"] = chosen(float(value))
         return found
 
 

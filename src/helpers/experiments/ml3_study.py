@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,94 +12,24 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments.base import Recorded
+from helpers.experiments import seeds
+from helpers.experiments.base import Experiment, Run, Tolerance
 from helpers.lab import statistics
-from helpers.learners.descent import detached
 from helpers.learners.learned import LossDescent
-from helpers.models.layers import stacked
+from helpers.learners.paths import along, descent
 from helpers.numerics import tracing
-from helpers.optimizers.adam import Adam, adam
-from helpers.types import Examples, Model, Params, Started
-from helpers.validate import one_of
+from helpers.types import Examples, Params, Started
 
+# Hundreds of steps across kinks, or a rollout, amplify rounding; what a learned loss is judged by must stay inside what
+# five of them differ by, a share may change by one in fifty, and a rate that was picked not at all.
+TOLERANCES = (("*_rate", Tolerance()), ("*", Tolerance(0.02, relative=0.01, intervals=0.5)))
 TEST_SEED = 20_210_110  # of the test tasks; the same tasks for every experiment and every evaluation
 TUNING_SEED = TEST_SEED + 1  # of the tasks on which rates of the baselines are chosen
-CAPPED = 1e3  # an error that is larger, or not a number, counts as this: a mean then exists
 Metrics = dict[str, statistics.Interval]
 
 
-def begun(model: Model, tasks, generator: torch.Generator) -> Started:
-    """Every task with first parameters of its own."""
-    drawn = [model.init(generator, tasks.support.x.dtype) for _ in range(len(tasks.support.x))]
-    return Started(*tasks[:2], stacked(drawn))
-
-
-def along(learner: LossDescent, theta: Params, tasks: Started, count: int) -> Started:
-    """The tasks from each of the first ``count`` points of the way that the present loss takes, the start included.
-
-    The way is a constant: the meta-gradient of what follows does not see how a point was reached. So a loss is trained
-    for what it will do late in an optimisation at the price of single steps.
-
-    Returns:
-        ``count`` times as many tasks.
-    """
-
-    def way(task: Started) -> Params:
-        points = [task.start]
-        for _ in range(count - 1):
-            points.append(detached(learner.step(theta, points[-1], task.support)))
-        return stacked(points)
-
-    starts = {name: value.flatten(0, 1) for name, value in vmap(way)(tasks).items()}
-    support, query = (tree_map(lambda t: t.repeat_interleave(count, 0), part) for part in tasks[:2])
-    return Started(support, query, starts)
-
-
-def descent(
-    gradient: Callable[[Params, Examples], Params],
-    measure: Callable[[Params, Examples], Tensor],
-    tasks: Started,
-    steps: Sequence[int],
-    rate: float,
-    optimizer: str = "sgd",
-) -> Tensor:
-    """A measure on the query set while parameters descend a loss, learned or not, from their start.
-
-    Args:
-        gradient: ``gradient(phi, support)``, a dictionary like φ.
-        measure: ``measure(phi, query) -> scalar``.
-        tasks: T tasks.
-        steps: increasing numbers of steps.
-        rate: of the optimiser.
-        optimizer: ``"sgd"``, or ``"adam"`` with its usual constants.
-
-    Returns:
-        ``[len(steps), T]``; what is larger than ``CAPPED`` or not a number is ``CAPPED``.
-
-    Raises:
-        UserError: for another optimiser.
-    """
-    one_of(optimizer, "optimiser", ("sgd", "adam"))
-
-    def curve(task: Started) -> Tensor:
-        phi, done, values = task.start, 0, []
-        state = Adam.of(phi)
-        for target in steps:
-            for _ in range(target - done):
-                g = gradient(phi, task.support)
-                if optimizer == "adam":
-                    g, state = adam(g, state)
-                phi = phi | {name: phi[name] - rate * value for name, value in g.items()}
-            done = target
-            values.append(measure(phi, task.query))
-        return torch.stack(values)
-
-    with torch.no_grad():
-        return vmap(curve)(tasks).T.nan_to_num(CAPPED, CAPPED, CAPPED).clamp(max=CAPPED)
-
-
 @dataclass(frozen=True)
-class Ml3Experiment(Recorded, ABC):
+class Ml3Experiment(Experiment):
     """What the experiments with a learned loss share.
 
     Attributes:
@@ -123,9 +52,7 @@ class Ml3Experiment(Recorded, ABC):
     evaluate_every: int = 250
     paper: str = "ml3"
 
-    def data(self) -> dict[str, Any]:
-        """The tasks are drawn, not stored."""
-        return {"data": "drawn"}
+    tolerances = TOLERANCES
 
     @abstractmethod
     def learner(self) -> LossDescent:
@@ -144,7 +71,7 @@ class Ml3Experiment(Recorded, ABC):
         return Training(self, device)
 
 
-class Training:
+class Training(Run):
     """A study on one device; every parameter of θ carries a leading seed axis."""
 
     def __init__(self, experiment: Ml3Experiment, device: torch.device) -> None:
@@ -168,7 +95,7 @@ class Training:
 
     def init(self, generator: torch.Generator) -> Params:
         """Fresh parameters ψ of the learned loss, one set a seed: ``[seeds, ...]``."""
-        return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
+        return seeds.fresh(self.learner.init, self.experiment.seeds, generator)
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The meta-gradient of every seed on tasks of its own, and the mean task loss after the inner loop."""
@@ -178,7 +105,7 @@ class Training:
     def draw(self, count: int, generator: torch.Generator) -> Started:
         """Training tasks ``[seeds, count, ...]``."""
         tasks = self.experiment.tasks(self.experiment.seeds * count, generator)
-        return tree_map(lambda t: t.unflatten(0, (self.experiment.seeds, count)).to(self.device), tasks)
+        return seeds.apart(tree_map(lambda t: t.to(self.device), tasks), self.experiment.seeds, count)
 
     def common(self, tasks: Started) -> Started:
         """The same tasks for every seed, ``[seeds, ...]``: so that what is compared differs in the loss alone."""
@@ -243,12 +170,7 @@ def few_starts(study: Ml3Experiment, few: int, count: int, generator: torch.Gene
     The few are the same whenever this is called.
     """
     draws, device = runtime.generator(1), generator.device
-    pool = stacked([study.learner().model.init(draws) for _ in range(study.seeds * few)])
+    pool = seeds.fresh(study.learner().model.init, study.seeds * few, draws)
     seed = torch.arange(count, device=device) // max(1, count // study.seeds) % study.seeds
     row = seed * few + torch.randint(few, (count,), generator=generator, device=device)
     return {name: value.to(device)[row] for name, value in pool.items()}
-
-
-def chosen(rate: float) -> statistics.Interval:
-    """A number that was set or picked, not measured: no interval."""
-    return statistics.Interval(rate, float("nan"), 1)

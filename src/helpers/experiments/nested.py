@@ -12,8 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +19,14 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.errors import UserError
 from helpers.estimators.nested import MetaLearner, evaluations
-from helpers.experiments.base import Recorded
-from helpers.lab import records, statistics
-from helpers.lab.records import Record
+from helpers.experiments import seeds
+from helpers.experiments.base import Experiment, Run, Tolerance, chosen
+from helpers.experiments.fields import AT_LEAST_0, among, limited
+from helpers.lab import statistics
+from helpers.lab.break_even import first_below
 from helpers.lab.statistics import Interval
 from helpers.learners.descent import GradientDescent
-from helpers.models.layers import stacked
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
 from helpers.optimizers.adam import Adam, adam
@@ -42,7 +40,7 @@ FAILED = 100.0  # a squared error above it counts as this much, so that a mean e
 
 
 @dataclass(frozen=True)
-class NestedExperiment(Recorded):
+class NestedExperiment(Experiment):
     """One way to come by a start, and what it is worth on new families; several seeds side by side.
 
     Every parameter carries a leading seed axis. Adam works entry by entry, so training the seeds together is training
@@ -66,15 +64,17 @@ class NestedExperiment(Recorded):
         test_tasks, test_queries: tasks a family for measuring, and query points of each.
     """
 
+    made_of = "families of sinusoids"
+
     name: str
-    kind: str
+    kind: str = among(*KINDS)
     shots: int = 5
     queries: int = 10
     hidden: tuple[int, ...] = (40, 40)
     inner_rate: float = 0.02
     inner_steps: int = 1
     families: int = 4
-    steps: int = 5
+    steps: int = limited(AT_LEAST_0, 5)
     step_tasks: int = 5
     query_tasks: int = 5
     meta_rate: float = 0.1
@@ -97,13 +97,16 @@ class NestedExperiment(Recorded):
     evaluate_every: int = 1_000_000
     paper: str = "turtles"
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"there is no start of the kind {self.kind!r}: use {', '.join(KINDS)}")
-
-    def data(self) -> dict[str, Any]:
-        """The families are drawn, not stored."""
-        return {"data": "families of sinusoids"}
+    @property
+    def tolerances(self) -> tuple[tuple[str, Tolerance], ...]:
+        """Hundreds of iterations at the largest rates amplify rounding, measured by up to a fifth of an interval. Of
+        two nearly level settings of the grid another may be picked, and a seed may just miss a level of loss."""
+        return (
+            ("picked_*", Tolerance(len(self.sgd_rates) + len(self.adam_rates))),
+            ("reached_*", Tolerance(1.5 / self.seeds)),
+            ("iterations_to_*", Tolerance(2, intervals=0.5)),
+            ("*", Tolerance(intervals=0.5)),
+        )
 
     def learner(self) -> GradientDescent:
         """Network, loss and inner loop: the learner of the second level."""
@@ -136,26 +139,25 @@ class NestedExperiment(Recorded):
         return Training(self, device)
 
 
-class Training:
+class Training(Run):
     """One start on one device; small matrix products, so that programs are recorded but not compiled."""
 
     def __init__(self, experiment: NestedExperiment, device: torch.device) -> None:
         self.experiment, self.device = experiment, device
         self.learner, self.train = experiment.learner(), experiment.family()
-        self.estimator = tracing.traced(_side_by_side)
+        self.estimator = tracing.traced(seeds.side_by_side(estimators.maml))
 
     def init(self, generator: torch.Generator) -> Params:
         """θ with keys such as ``linear1.weight`` ``[seeds, in, out]``."""
-        return stacked([self.learner.init(generator) for _ in range(self.experiment.seeds)])
+        return seeds.fresh(self.learner.init, self.experiment.seeds, generator)
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The gradient of the kind, on fresh families; the loss is averaged over seeds."""
         experiment = self.experiment
         if experiment.kind == "random":
             return tree_map(torch.zeros_like, theta), torch.zeros((), device=self.device)
-        seeds, count = experiment.seeds, experiment.families
-        families = self.train.sample(seeds * count, generator)
-        families = tree_map(lambda t: t.unflatten(0, (seeds, count)), families)
+        count = experiment.families
+        families = seeds.apart(self.train.sample(experiment.seeds * count, generator), experiment.seeds, count)
         if experiment.kind == "third":
             learner, tasks = experiment.upper(), families
         else:  # all tasks of all families in one heap
@@ -178,10 +180,10 @@ class Training:
         Returns:
             ``[measured, settings, seeds, families]``; at most ``FAILED``, also for a loss that is not finite.
         """
-        experiment, seeds = self.experiment, self.experiment.seeds
+        experiment, many_seeds = self.experiment, self.experiment.seeds
         generator = runtime.generator(TEST_SEED + list(SPLITS).index(split))
         family = experiment.family(split)
-        drawn = family.draw(seeds * count, generator)
+        drawn = family.draw(many_seeds * count, generator)
         test = replace(family, queries=experiment.test_queries).tasks(drawn, experiment.test_tasks, generator)
         test = tree_map(lambda t: t.to(self.device), test)
         grid = (*experiment.sgd_rates, *experiment.adam_rates)
@@ -192,7 +194,7 @@ class Training:
 
         def spread(t: Tensor) -> Tensor:
             """One value a setting, as a factor on parameters ``[settings · seeds · families, ...]``."""
-            return t.repeat_interleave(seeds * count)
+            return t.repeat_interleave(many_seeds * count)
 
         def everywhere(tasks: Tasks) -> Tasks:
             return tree_map(lambda t: t.repeat(many, *[1] * (t.dim() - 1)).to(self.device), tasks)
@@ -213,7 +215,7 @@ class Training:
                 direction = torch.where(adaptive.view(shape), adaptively[name], gradient[name])
                 phi[name] = value - rates.view(shape) * direction
         losses_ = torch.stack(measured).nan_to_num(FAILED).clamp(max=FAILED)
-        return losses_.unflatten(2, (seeds, count))
+        return losses_.unflatten(2, (many_seeds, count))
 
     def _meta_loss(self, phi: Params, tasks: Tasks) -> Tensor:
         return vmap(self.learner.task_loss, in_dims=(None, 0))(phi, tasks).mean()
@@ -241,10 +243,9 @@ class Training:
                     capped = torch.tensor([min(n, horizon[-1]) for n in needed])
                     metrics[f"iterations_to_{round(100 * level)}"] = statistics.over_seeds(capped)
                     metrics[f"reached_{round(100 * level)}"] = statistics.over_seeds(reached)
-        nan = math.nan
-        metrics |= {f"picked_{n}": Interval(b, nan, 1) for n, b in zip(horizon, best, strict=True)}
-        metrics |= {f"evaluations_order_{d}": Interval(experiment.evaluations()[d], nan, 1) for d in (1, 2, 3)}
-        return metrics | {f"seconds_{what}": Interval(s, nan, 1) for what, s in self._seconds(theta).items()}
+        metrics |= {f"picked_{n}": chosen(b) for n, b in zip(horizon, best, strict=True)}
+        metrics |= {f"evaluations_order_{d}": chosen(experiment.evaluations()[d]) for d in (1, 2, 3)}
+        return metrics | {f"seconds_{what}": chosen(s) for what, s in self._seconds(theta).items()}
 
     def _seconds(self, theta: Params) -> dict[str, float]:
         """Processor seconds of one seed for an iteration of training, and for one of MAML on a new family.
@@ -252,8 +253,8 @@ class Training:
         Both are measured as they are run here, several seeds side by side, and divided by their number.
         """
         generator = runtime.generator(TEST_SEED, self.device)
-        family, seeds = self.experiment.family("test"), self.experiment.seeds
-        tasks = family.tasks(family.draw(seeds, generator), self.experiment.meta_batch, generator)
+        family, count = self.experiment.family("test"), self.experiment.seeds
+        tasks = family.tasks(family.draw(count, generator), self.experiment.meta_batch, generator)
         both = {
             "training": lambda: self.gradient(theta, generator, 0),
             "new_family": lambda: self.estimator(self.learner, theta, tasks),
@@ -265,55 +266,8 @@ class Training:
             begin = time.process_time()
             for _ in range(20):
                 once()
-            taken[what] = (time.process_time() - begin) / 20 / seeds
+            taken[what] = (time.process_time() - begin) / 20 / count
         return taken
-
-
-def _side_by_side(learner: GradientDescent | MetaLearner, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
-    """The exact meta-gradient of several networks, each on a batch of its own."""
-    return vmap(partial(estimators.maml, learner))(theta, tasks)
-
-
-def first_below(iterations: Sequence[int], curve: Sequence[float], level: float) -> float:
-    """After how many iterations a curve is first at or below a level, straight lines between the points; or infinity.
-
-    Args:
-        iterations: where the curve was measured, increasing.
-        curve: its values.
-    """
-    for k, (n, value) in enumerate(zip(iterations, curve, strict=True)):
-        if value <= level:
-            if k == 0:
-                return float(n)
-            before, above = iterations[k - 1], curve[k - 1]
-            return before + (n - before) * (above - level) / (above - value)
-    return math.inf
-
-
-def training_seconds(record: Record) -> float:
-    """Processor seconds that one seed's training took."""
-    return record["iterations"]["done"] * records.metric(record, "seconds_training").value
-
-
-def break_even(one: Record, other: Record, level: float) -> float:
-    """After how many new families the dearer of two starts has paid for itself in processor time.
-
-    With T the seconds of training, n the iterations that a new family needs to reach the level, and τ the seconds of
-    such an iteration it is (T₁ − T₂) / (τ (n₂ − n₁)).
-
-    Returns:
-        0 if ``one`` was not dearer; infinity if it saves nothing on a family, or does not reach the level with all its
-        seeds. Where only ``other`` did not, the saving is a lower bound and so the number an upper one.
-    """
-    key = f"{round(100 * level)}"
-    if records.metric(one, f"reached_{key}").value < 1:
-        return math.inf
-    saved = records.metric(other, f"iterations_to_{key}").value - records.metric(one, f"iterations_to_{key}").value
-    dearer = training_seconds(one) - training_seconds(other)
-    if dearer <= 0:
-        return 0.0 if saved >= 0 else math.inf
-    seconds = records.metric(one, "seconds_new_family").value
-    return dearer / (seconds * saved) if saved > 0 else math.inf
 
 
 def experiments() -> list[NestedExperiment]:

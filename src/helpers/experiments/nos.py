@@ -17,7 +17,9 @@ from torch import Tensor
 
 from helpers import runtime
 from helpers.errors import UserError
-from helpers.experiments.base import Recorded, both_names
+from helpers.experiments import seeds
+from helpers.experiments.base import Experiment, Run, Tolerance, both_names, chosen
+from helpers.experiments.fields import among, check_fields
 from helpers.lab.statistics import Interval, interval, over_seeds
 from helpers.learners.descent import CARRIED
 from helpers.models.convnet import ConvNet
@@ -26,59 +28,11 @@ from helpers.optimizers.child_training import Outcome, Population
 from helpers.optimizers.controller import Controller, encoded, policy_gradient
 from helpers.optimizers.evolution import Evolution
 from helpers.optimizers.language import Expression, grammar, parse
+from helpers.tasks.small_images import images, provenance
 from helpers.types import Examples, Params
 
 METHODS = ("controller", "random", "evolution")
 STATUS = ("complete", "cut", "diverged")
-SPLIT = 7  # seed of the choice of images, the same for every experiment: validation images are never trained on
-
-
-def images(data: str, size: int, train: int, valid: int, test: int, split: int = SPLIT) -> tuple[Examples, ...]:
-    """Training, validation and test examples of a data set, standardised by the training images.
-
-    Args:
-        data: ``"cifar10"``, or ``"digits"``, scikit-learn's 8×8 ones.
-        size: height and width of the images.
-        train, valid, test: how many of each; multiples of ten for CIFAR-10, whose test images are the official ones.
-
-    Returns:
-        Three ``Examples``: x float32 ``[n, channels, size, size]``, y int64 ``[n]``.
-    """
-    if data == "cifar10":
-        from helpers.tasks import cifar10
-
-        known, unseen = cifar10.load("train", size), cifar10.load("test", size)
-        parts = [cifar10.balanced(known, train // 10, split), cifar10.balanced(known, valid // 10, split, train // 10)]
-        parts.append(cifar10.balanced(unseen, test // 10, split))
-        pairs = [(p.images.float() / 255, p.labels) for p in parts]
-    elif data == "digits":
-        from sklearn.datasets import load_digits
-
-        found = load_digits()
-        if train + valid + test > len(found.target):
-            wanted = train + valid + test
-            raise UserError(f"there are {len(found.target)} small digits, fewer than {wanted}: ask for fewer")
-        order = torch.randperm(len(found.target), generator=runtime.generator(split))
-        x = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16
-        y = torch.tensor(found.target, dtype=torch.long)[order]
-        cuts = (0, train, train + valid, train + valid + test)
-        pairs = [(x[a:b], y[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
-    else:
-        raise UserError(f"there is no data set {data!r} for children: use digits or cifar10")
-    pixels = pairs[0][0]
-    mean, deviation = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), keepdim=True)
-    return tuple(Examples((x - mean) / deviation, y) for x, y in pairs)
-
-
-def data_provenance(data: str) -> dict[str, Any]:
-    """Names and digests of the images."""
-    if data == "digits":
-        from helpers.tasks import digits
-
-        return digits.provenance("digits")
-    from helpers.tasks import cifar10
-
-    return {"data": "cifar10"} | {f"{split}_sha256": cifar10.digest(split) for split in ("train", "test")}
 
 
 def child(size: int, channels: int, filters: int = 32) -> ConvNet:
@@ -90,20 +44,20 @@ def child(size: int, channels: int, filters: int = 32) -> ConvNet:
 
 
 @dataclass(frozen=True)
-class Children(Recorded):
+class Children:
     """What a child is trained on, and for how long.
 
     Attributes:
         data_set: ``"digits"`` or ``"cifar10"``.
         size: height and width of the images.
         train, valid, test: numbers of images.
-        batch: images in a minibatch.
+        batch: images of a minibatch.
         epochs: of a child's training, the one of the sweep included.
         hopeless: a child whose best score after one epoch is not above this is trained no further; chance is 0.1.
         chunk: networks in one batched program.
     """
 
-    data_set: str = "digits"
+    data_set: str = among("digits", "cifar10", default="digits")
     size: int = 8
     train: int = 1_000
     valid: int = 400
@@ -113,6 +67,9 @@ class Children(Recorded):
     filters: int = 32
     hopeless: float = 0.15
     chunk: int = 14
+
+    def __post_init__(self) -> None:
+        check_fields(self, "the children")
 
     def population(self, seed: int = 0, fused: bool = False, device: torch.device | str = "cpu") -> Population:
         """The children's common data and first weights, ready to train."""
@@ -128,7 +85,7 @@ class Children(Recorded):
 
 
 @dataclass(frozen=True)
-class Search(Recorded):
+class Search(Experiment):
     """A search for update rules by three methods at equal numbers of proposals, with one cache of children.
 
     An iteration is one step of the controllers; every ``ppo_steps`` iterations are a round, which begins with
@@ -143,9 +100,9 @@ class Search(Recorded):
         ppo_steps: steps of the controller on the same proposals.
         clip, bonus: PPO's clipping of the ratio, and weight of the entropy.
         baseline: decay of the moving average of rewards.
+        size: of the controllers.
         depth: of the expressions.
-        size: of the controller's memory.
-        population, tournament: of evolution: the latest proposals that may have children, and how many of them compete.
+        population, tournament: of the evolution.
         late: share of the rounds, at the end, whose rewards are reported as late.
         recheck: the best rules so many are trained once more when the record is made.
     """
@@ -171,13 +128,17 @@ class Search(Recorded):
     iterations: int = 240
     paper: str = "nos"
 
+    # Hundreds of steps from scratch amplify rounding, as another start would: about what a child differs by then.
+    tolerances = (("*", Tolerance(0.03)),)
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.iterations != self.rounds * self.ppo_steps:
             raise UserError(f"{self.rounds} rounds of {self.ppo_steps} steps are not {self.iterations} iterations")
 
     def data(self) -> dict[str, Any]:
         """Name and digests of the images that the children are trained on."""
-        return data_provenance(self.children.data_set)
+        return provenance(self.children.data_set)
 
     def setup(self, device: torch.device, compiled: bool) -> SearchRun:
         """Load the images; children are trained on ``device``, the searches think on the CPU."""
@@ -193,7 +154,7 @@ COLUMNS = ("reward", "rate", "status", "seconds", "log_probability", "baseline")
 
 
 @dataclass(eq=False)
-class SearchRun:
+class SearchRun(Run):
     """A search made ready.
 
     θ holds the controllers' parameters under ``controller/``, ``[searches, ...]``, and under ``carried:log/``
@@ -206,10 +167,13 @@ class SearchRun:
     population: Population
     cache: dict[Expression, Outcome] | None = None
 
+    def __post_init__(self) -> None:
+        self.experiment, self.population.check_clock = self.search, lambda: self.check_clock()
+
     def init(self, generator: torch.Generator) -> Params:
         """Uniform controllers and an empty log."""
         s, generator = self.search, on_cpu(generator)
-        fresh = stacked([s.controller().init(generator) for _ in range(s.searches)])
+        fresh = seeds.fresh(s.controller().init, s.searches, generator)
         shape = (s.rounds, len(METHODS) * s.searches, s.proposals)
         log = {name: torch.zeros(shape) for name in COLUMNS}
         log["tokens"] = torch.full((*shape, grammar(s.depth).length), -1.0)
@@ -299,8 +263,8 @@ class SearchRun:
                     torch.tensor([fmean(row["reward"] for row in choose(some)) for some in own])
                 )
         trained = {row["rule"] for row in rows}
-        metrics["children"] = Interval(float(len(trained)), math.nan, 1)
-        metrics["proposals"] = Interval(float(len(rows)), math.nan, 1)
+        metrics["children"] = chosen(float(len(trained)))
+        metrics["proposals"] = chosen(float(len(rows)))
         metrics["duplicates"] = Interval(1 - len(trained) / len(rows), math.nan, len(rows))
         metrics["seconds_per_child"] = interval(torch.tensor([row["seconds"] for row in rows if row["seconds"]]))
         return metrics | both_names(self._again(rows))

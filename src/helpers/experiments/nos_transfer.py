@@ -6,7 +6,6 @@ same few starts at its best rate. Source: Bello, Zoph, Vasudevan and Le (2017), 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from helpers import losses
-from helpers.experiments.base import Recorded, both_names
-from helpers.experiments.nos import best, child, data_provenance, images
+from helpers.experiments.base import Experiment, Run, Tolerance, both_names, chosen
+from helpers.experiments.fields import among
+from helpers.experiments.nos import best, child
 from helpers.lab import records
 from helpers.lab.statistics import Interval, interval, over_seeds
 from helpers.learners.descent import CARRIED
@@ -27,7 +27,7 @@ from helpers.models.wide_resnet import WideResNet
 from helpers.optimizers.child_training import RATES, Network, Population
 from helpers.optimizers.language import parse
 from helpers.optimizers.rules import ADDSIGN, BASELINES, PAPER_RULES, POWERSIGN, state_bytes
-from helpers.tasks import numerals
+from helpers.tasks import numerals, small_images
 from helpers.types import Examples, Params
 
 TARGETS = ("child", "wide-resnet", "translation")
@@ -48,7 +48,7 @@ POWERSIGN_LABEL = f"rule{PAPER_RULES.index(POWERSIGN) + 1:02d}"
 
 
 @dataclass(frozen=True)
-class Transfer(Recorded):
+class Transfer(Experiment):
     """Rules on one target.
 
     The first iteration sweeps the rates of all rules, each further one trains all of them from one start.
@@ -56,7 +56,7 @@ class Transfer(Recorded):
     Attributes:
         target: ``"child"``, ``"wide-resnet"`` or ``"translation"``.
         rules: label, text and decay of each.
-        search: the search whose best rules are added, and how many of them, ``found``.
+        search: the search whose best rules are added.
         size, train, valid, test: of the images, and how many; for translation the split is that of the numbers.
         epochs, sweep_epochs: of the training, and of each rate's trial.
         seeds: starts that are judged; 1 to ``seeds``, while the sweep has start 0.
@@ -67,7 +67,7 @@ class Transfer(Recorded):
     """
 
     name: str
-    target: str = "child"
+    target: str = among(*TARGETS, default="child")
     rules: tuple[Entry, ...] = TABLE + SIGNS
     search: str = "nos-cifar10"
     found: int = 3
@@ -87,10 +87,12 @@ class Transfer(Recorded):
     evaluate_every: int = 1_000_000
     paper: str = "nos"
 
+    tolerances = (("*", Tolerance(0.03)),)  # as of a search
+
     def data(self) -> dict[str, Any]:
         """Digests of the images, and the rules that came from the search."""
         found = {"found": [rule for _, rule, _ in self.entries[len(self.rules) :]]}
-        return ({"data": "numerals"} if self.target == "translation" else data_provenance("cifar10")) | found
+        return ({"data": "numerals"} if self.target == "translation" else small_images.provenance("cifar10")) | found
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
@@ -109,7 +111,7 @@ class Transfer(Recorded):
             parts = [examples(*part, self.batch) for part in parts]
             loss, score = translation_loss, token_accuracy
         else:
-            parts = images("cifar10", self.size, self.train, self.valid, self.test)
+            parts = small_images.images("cifar10", self.size, self.train, self.valid, self.test)
             model = child(self.size, 3) if self.target == "child" else WideResNet()
         parts = [Examples(*(t.to(device) for t in part)) for part in parts]
 
@@ -132,13 +134,16 @@ def examples(source: Tensor, target: Tensor, batch: int) -> Examples:
 
 
 @dataclass(eq=False)
-class TransferRun:
+class TransferRun(Run):
     """A transfer made ready. θ holds only results, under ``carried:results/``: ``rates`` ``[rules]``, ``sweep``
     ``[rules, rates]``, ``scores`` ``[rules, seeds, 4]`` (see ``SCORES``) and ``done``, the iterations done."""
 
     transfer: Transfer
     population: Callable[[int], Population]
     test: Examples
+
+    def __post_init__(self) -> None:
+        self.experiment = self.transfer
 
     def init(self, generator: torch.Generator) -> Params:
         """Empty tables of results, which the iterations fill."""
@@ -159,8 +164,14 @@ class TransferRun:
         loss = -(results["sweep"].max(1).values if done == 0 else results["scores"][:, done - 1, 1]).mean()
         return {RESULTS + name: theta[RESULTS + name] - value for name, value in results.items()}, loss
 
+    def _population(self, seed: int) -> Population:
+        """Networks from one start, whose training looks at the clock of an iteration."""
+        population = self.population(seed)
+        population.check_clock = lambda: self.check_clock()
+        return population
+
     def _sweep(self, results: dict[str, Tensor]) -> None:
-        t, population = self.transfer, self.population(0)
+        t, population = self.transfer, self._population(0)
         pairs = [(parse(rule), schedule, rate) for _, rule, schedule in t.entries for rate in t.rates]
         networks = [population.network(rule, rate, schedule) for rule, schedule, rate in pairs]
         population.run(networks, t.sweep_epochs)
@@ -178,7 +189,7 @@ class TransferRun:
         return torch.stack([test, valid, best_test, best_valid], 1)
 
     def _trained(self, seed: int, rates: list[float], entries) -> tuple[Population, list[Network]]:
-        population = self.population(seed)
+        population = self._population(seed)
         pairs = zip(entries, rates, strict=True)
         return population, [population.network(parse(rule), rate, schedule) for (_, rule, schedule), rate in pairs]
 
@@ -196,8 +207,8 @@ class TransferRun:
                 if labels[i] != reference and reference in labels:
                     difference = scores[i, :, 0] - scores[labels.index(reference), :, 0]
                     metrics[f"{labels[i]}_over_{reference}"] = over_seeds(difference)
-            metrics[f"{labels[i]}_rate"] = Interval(results["rates"][i].item(), math.nan, 1)
-            metrics[f"{labels[i]}_bytes"] = Interval(state_bytes(self.transfer.entries[i][1]), math.nan, 1)
+            metrics[f"{labels[i]}_rate"] = chosen(results["rates"][i].item())
+            metrics[f"{labels[i]}_bytes"] = chosen(state_bytes(self.transfer.entries[i][1]))
         return metrics | both_names(self.spot_check(theta))
 
     def spot_check(self, theta: Params) -> dict[str, Interval]:

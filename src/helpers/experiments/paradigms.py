@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,20 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import vmap
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.errors import UserError
-from helpers.experiments.base import Recorded
-from helpers.lab import evaluation, records, statistics
+from helpers.experiments import seeds
+from helpers.experiments.base import Experiment, Run, Tolerance, chosen, drawn
+from helpers.experiments.fields import AT_LEAST_0, among, limited
+from helpers.experiments.paradigms_sources import Sources
+from helpers.lab import checkpoints, evaluation, records, statistics
 from helpers.lab.statistics import Interval
 from helpers.learners.descent import GradientDescent
 from helpers.learners.feedforward import Amortized, AsItIs, Neighbours, Prototypes, Recurrent
 from helpers.learners.learned import LearnedDescent, started
 from helpers.models.convnet import ConvNet
-from helpers.models.layers import subtree
+from helpers.models.layers import subtree_of
 from helpers.models.mixed import MixedConvNet, MixedMLP, decided
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
@@ -56,7 +57,7 @@ DESCENDING = ("optimizer", "initialization", "architecture", "joint", "multisour
 
 
 @dataclass(frozen=True)
-class ParadigmExperiment(Recorded):
+class ParadigmExperiment(Experiment):
     """One method on one family of tasks, several seeds, judged by the number of shots and by what adaptation costs.
 
     All methods see the same test tasks. What is chosen for adaptation, its rate and number of steps, every descending
@@ -67,16 +68,25 @@ class ParadigmExperiment(Recorded):
         method: a key of ``METHODS``.
         shots: K in training.
         inner_rate, inner_steps: of training.
-        meta_batch: tasks of an iteration; for the two kinds of transfer, minibatches of ``minibatch`` examples.
+        meta_batch: tasks of an iteration.
+        minibatch: examples of an iteration, for the two kinds of transfer.
         sources: functions or scripts that transfer learns from; a script has many classes.
         test_shots: K at test.
         rates, steps: the grid of adaptation. A learned rule has no rate.
         validation_tasks, test_tasks: numbers of tasks.
+        ways: classes of a task; none where a number is predicted.
     """
 
+    made_of = "sinusoids"
+    # Means over seeds and tasks of up to twenty steps across kinks; glyphs are normalised by small batches.
+    tolerances = (("*", Tolerance(relative=0.03, intervals=0.5)),)
+    # Seeds share their test tasks, so that the interval over them leaves out by how much few tasks differ: sinusoids by
+    # their amplitude, squared.
+    spot_chance = Tolerance(relative=0.3)
+
     name: str
-    family: str
-    method: str
+    family: str = among("sinusoid", "glyphs")
+    method: str = among(*METHODS, "combined")
     iterations: int
     outer_rate: float
     shots: int
@@ -84,9 +94,9 @@ class ParadigmExperiment(Recorded):
     inner_steps: int = 0
     meta_batch: int = 25
     queries: int = 10
-    ways: int = 0
+    ways: int = limited(AT_LEAST_0, 0)
     filters: int = 16
-    sources: int = 0
+    sources: int = limited(AT_LEAST_0, 0)
     minibatch: int = 64
     test_shots: tuple[int, ...] = (5, 10, 20)
     rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -103,7 +113,7 @@ class ParadigmExperiment(Recorded):
     def data(self) -> dict[str, Any]:
         """What the tasks are made of."""
         if self.family == "sinusoid":
-            return {"data": "sinusoids"}
+            return super().data()
         from helpers.tasks import glyphs
 
         return glyphs.load("train").provenance
@@ -140,9 +150,7 @@ class ParadigmExperiment(Recorded):
                 return LearnedDescent(mixed, *descent, learn_frozen=True)
             case "scratch":
                 return LearnedDescent(self.model(), *descent)
-            case "initialization" | "joint" | "multisource" | "transfer":
-                return GradientDescent(self.model(), *descent)
-        raise UserError(f"there is no way to learn called {self.method!r}: choose one of {', '.join(METHODS)}")
+        return GradientDescent(self.model(), *descent)  # initialization, joint, multisource, transfer
 
     def setup(self, device: torch.device, compiled: bool) -> WayTraining:
         """Draw or load what the tasks are made of."""
@@ -183,7 +191,7 @@ def shifted(experiment: ParadigmExperiment) -> dict[str, Callable[[Tasks], Tasks
     }
 
 
-class WayTraining:
+class WayTraining(Run):
     """A method on one device. θ holds one set of meta-parameters a seed, under ``0/``, ``1/`` …"""
 
     def __init__(self, experiment: ParadigmExperiment, device: torch.device) -> None:
@@ -193,7 +201,9 @@ class WayTraining:
         if e.family == "glyphs":
             self.train, self.valid, self.test = glyph_splits()
             self.images = self.train.images.to(device)
-        self.sources = [self._source(s) for s in range(e.seeds)] if e.sources else []
+        train = self.train if e.family == "glyphs" else None
+        self.sources = Sources(e, train, TEST_SEED + 100, device) if e.sources else None
+        self.ruled = isinstance(self.learner, LearnedDescent) and self.learner.rule is not None
 
     # ---- tasks
 
@@ -211,86 +221,45 @@ class WayTraining:
 
     def judged(self, split: str, shots: int, count: int, shift: str | None = None) -> Tasks:
         """Validation or test tasks, the same for all methods and seeds; drawn on the CPU."""
-        e, generator = self.experiment, runtime.generator(TEST_SEED + (split == "test"))
+        e, seed = self.experiment, TEST_SEED + (split == "test")
         change = shifted(e)[shift] if shift else None
         if isinstance(change, Sinusoids):
-            tasks = replace(change, shots=shots).sample(count, generator)
-        else:
-            tasks = self.tasks(split, count, shots, generator)
-            tasks = change(tasks) if change else tasks
-        return tree_map(lambda t: t.to(self.device), tasks)
-
-    # ---- transfer
-
-    def _source(self, seed: int) -> tuple[Tensor, Tensor]:
-        """What transfer learns from, for each seed another: curves (amplitude, phase), or images with their classes."""
-        e, generator = self.experiment, runtime.generator(TEST_SEED + 100 + seed)
-        if e.family == "sinusoid":
-            amplitude = 0.1 + 4.9 * torch.rand(e.sources, generator=generator)
-            return amplitude.to(self.device), (math.pi * torch.rand(e.sources, generator=generator)).to(self.device)
-        scripts = sorted(set(self.train.groups), key=lambda script: -self.train.groups.count(script))
-        # One source is another script for each seed, the largest first; many sources are all scripts.
-        chosen = [scripts[seed % len(scripts)]] if e.sources == 1 else scripts
-        rows = [i for i, script in enumerate(self.train.groups) if script in chosen]
-        images = self.images[rows].flatten(0, 1)
-        return images, torch.arange(len(rows), device=self.device).repeat_interleave(self.images.shape[1])
-
-    def _outputs(self, seed: int) -> int:
-        """Outputs of the network that learns from the sources."""
-        return self.experiment.sources if self.experiment.family == "sinusoid" else int(self.sources[seed][1].max()) + 1
-
-    def _source_gradient(self, theta: Params, seed: int, generator: torch.Generator) -> tuple[Params, Tensor]:
-        """One minibatch of the sources, all heads at once."""
-        e, (first, second) = self.experiment, self.sources[seed]
-        if e.family == "sinusoid":
-            x = -5 + 10 * torch.rand(e.minibatch, 1, generator=generator, device=self.device)
-            y = first * torch.sin(x - second)
-        else:
-            rows = torch.randint(len(first), (e.minibatch,), generator=generator, device=self.device)
-            x, y = first[rows][:, None].to(torch.float32) / 255, second[rows]
-        model = e.model(self._outputs(seed))
-        return grad_and_value(lambda theta: e.loss(model(theta, x), y))(theta)
+            return drawn(replace(change, shots=shots), count, seed, self.device)
+        tasks = self.tasks(split, count, shots, runtime.generator(seed))
+        return tree_map(lambda t: t.to(self.device), change(tasks) if change else tasks)
 
     def start(self, theta: Params, seed: int) -> Params:
-        """Where adaptation begins: at θ; after transfer with a new last layer, the mean of the old ones or zeros."""
-        e, theta = self.experiment, subtree(theta, f"{str(seed)}/")
-        if not e.sources:
+        """Where adaptation begins: at θ, after transfer with a new last layer."""
+        e, theta = self.experiment, subtree_of(theta, str(seed))
+        if not self.sources:
             return decided(theta) if e.method == "architecture" else theta
-        last = e.model().head
-        weight, bias = theta[f"{last}weight"], theta[f"{last}bias"]
-        if e.family == "sinusoid":
-            new = {f"{last}weight": weight.mean(1, keepdim=True), f"{last}bias": bias.mean(0, keepdim=True)}
-        else:
-            new = {f"{last}weight": weight.new_zeros(len(weight), e.ways), f"{last}bias": bias.new_zeros(e.ways)}
-        return theta | new
+        return self.sources.start(theta)
 
     # ---- training
 
     def init(self, generator: torch.Generator) -> Params:
         """One start a seed, each from a generator of its own."""
-        e, theta = self.experiment, {}
-        for s in range(e.seeds):
-            draws = runtime.generator(e.seed + s, self.device)
-            one = e.model(self._outputs(s)).init(draws) if e.sources else self.learner.init(draws)
-            theta |= {f"{s}/{name}": value for name, value in one.items()}
-        return theta
+        e = self.experiment
+        if not self.sources:
+            return seeds.numbered(seeds.of_their_own(self.learner.init, e.seed, e.seeds, self.device))
+        models = [e.model(self.sources.outputs(s)) for s in range(e.seeds)]
+        return seeds.numbered([m.init(runtime.generator(e.seed + s, self.device)) for s, m in enumerate(models)])
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The meta-gradient of every seed, each on tasks of its own; what is not trained has none."""
-        e, gradients, found = self.experiment, {}, []
-        for s in range(e.seeds if theta else 0):
-            number = torch.randint(2**62, (), generator=generator, device=self.device)
-            draws = runtime.generator(int(number), self.device)
-            own = subtree(theta, f"{str(s)}/")
-            if e.sources:
-                gradient, loss = self._source_gradient(own, s, draws)
-            else:
-                tasks = self._begun(self.tasks("train", e.meta_batch, e.shots, draws), draws)
-                gradient, values = self.estimator(self.learner, own, tasks)
-                loss = values.mean()
-            gradients |= {f"{s}/{name}": g for name, g in gradient.items()}
-            found.append(loss)
-        return gradients, torch.stack(found).mean() if found else torch.zeros((), device=self.device)
+        e = self.experiment
+        if not theta:
+            return {}, torch.zeros((), device=self.device)
+
+        def one(seed: int, own: Params) -> tuple[Params, Tensor]:
+            self.check_clock()
+            draws = seeds.draws_of(generator)
+            if self.sources:
+                return self.sources.gradient(own, seed, draws)
+            tasks = self._begun(self.tasks("train", e.meta_batch, e.shots, draws), draws)
+            return self.estimator(self.learner, own, tasks)
+
+        return seeds.one_by_one(one, theta, e.seeds)
 
     # ---- judging
 
@@ -312,14 +281,14 @@ class WayTraining:
     def _better(self, score: float, than: float) -> bool:
         return score > than if self.experiment.ways else score < than
 
-    def chosen(self, theta: Params, shots: int) -> tuple[int, float]:
+    def settings(self, theta: Params, shots: int) -> tuple[int, float]:
         """Steps and rate that are best on the validation tasks, over all seeds."""
         e = self.experiment
         if e.method not in DESCENDING:
             return 0, 0.0
         tasks = self._begun(self.judged("valid", shots, e.validation_tasks), runtime.generator(TEST_SEED, self.device))
         best, found = (0, 0.0), -math.inf if e.ways else math.inf
-        for rate in (0.0,) if getattr(self.learner, "rule", None) else e.rates:
+        for rate in (0.0,) if self.ruled else e.rates:
             scores = [self.score(self.start(theta, s), tasks, e.steps, rate).mean(1) for s in range(e.seeds)]
             for steps, mean in zip(e.steps, torch.stack(scores).mean(0).tolist(), strict=True):
                 if self._better(mean, found):
@@ -346,8 +315,8 @@ class WayTraining:
         ``gradients_{shots}`` counts gradients of one example that adaptation to a task takes, ``seconds_{shots}`` is
         what it takes and the predictions, among tasks that are adapted to side by side.
         """
-        e, metrics, nan = self.experiment, {}, math.nan
-        choices = {shots: self.chosen(theta, shots) for shots in e.test_shots}
+        e, metrics = self.experiment, {}
+        choices = {shots: self.settings(theta, shots) for shots in e.test_shots}
         for shots, (steps, rate) in choices.items():
             tasks = self.judged("test", shots, e.test_tasks)
             began = time.process_time()
@@ -358,7 +327,7 @@ class WayTraining:
                 metrics[f"spot_{self.kind}_{shots}"] = statistics.over_seeds(scores[:, : e.spot_tasks].mean(1))
             examples = shots * max(1, e.ways)
             values = {"steps": steps, "rate": rate, "gradients": steps * examples, "seconds": seconds}
-            metrics |= {f"{name}_{shots}": Interval(float(value), nan, 1) for name, value in values.items()}
+            metrics |= {f"{name}_{shots}": chosen(float(value)) for name, value in values.items()}
         steps, rate = choices[e.shots]
         if e.method in DESCENDING:
             tasks = self.judged("test", e.shots, e.test_tasks)
@@ -366,7 +335,7 @@ class WayTraining:
         for shift in shifted(e):
             tasks = self.judged("test", e.shots, e.test_tasks, shift)
             metrics[f"{self.kind}_{shift}"] = statistics.over_seeds(self._over_seeds(theta, tasks, steps, rate).mean(1))
-        metrics["parameters"] = Interval(float(sum(v.numel() for v in subtree(theta, "0/").values())), nan, 1)
+        metrics["parameters"] = chosen(float(sum(v.numel() for v in subtree_of(theta, "0").values())))
         headline = f"{self.kind}_{e.shots}"
         return {headline: metrics[headline]} | metrics
 
@@ -374,11 +343,11 @@ class WayTraining:
         """The headline on the first test tasks, with the recorded choice; where there is none it is made."""
         e = self.experiment
         record = records.load(e.name, missing_ok=True)
-        if record and record["config"] == json.loads(json.dumps(e.config())):  # choosing again takes minutes
+        if record and record["config"] == checkpoints.configuration(e):  # choosing again takes minutes
             steps, rate = (records.metric(record, f"{name}_{e.shots}").value for name in ("steps", "rate"))
             choice = int(steps), rate
         else:
-            choice = self.chosen(theta, e.shots)
+            choice = self.settings(theta, e.shots)
         tasks = tree_map(lambda t: t[: e.spot_tasks], self.judged("test", e.shots, e.test_tasks))
         scores = self._over_seeds(theta, tasks, *choice)
         return {f"spot_{self.kind}_{e.shots}": statistics.over_seeds(scores.mean(1))}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,21 +11,24 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from helpers import estimators, losses, runtime
-from helpers.experiments.base import OnOmniglot, Recorded
+from helpers.experiments import seeds
+from helpers.experiments.base import Experiment, Run, Tolerance
+from helpers.experiments.few_shot import FewShotRun, OnOmniglot
 from helpers.lab import evaluation, statistics
+from helpers.lab.evaluation import Predictor
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
 from helpers.models.convnet import ConvNet
-from helpers.models.layers import stacked, subtree
+from helpers.models.layers import subtree_of
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
 from helpers.tasks.batches import merge_support_query, minibatches
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.sinusoid import Sinusoids
-from helpers.types import Examples, Params, Tasks
+from helpers.types import Estimator, Examples, Params, Tasks
 
 TEST_SEED = 20_180_308  # of the test tasks; the same tasks for every experiment and every evaluation
 BLOCK = 100  # test tasks that are drawn at once
-CHUNK = 20  # tasks that are adapted at once on a CPU
+KINDS = ("inductive", "transductive")  # in the order of Predictor
 
 
 def network(ways: int) -> ConvNet:
@@ -85,36 +86,32 @@ class Omniglot(OnOmniglot):
         from helpers.tasks import omniglot
 
         train, test = (omniglot.load(split).images for split in ("train", "test"))
-        return OmniglotTraining(self, train, test, device, compiled)
+        family = FewShot(train.to(device), self.ways, self.train_shots, self.queries)
+        return OmniglotTraining(self, family, device, compiled, test)
 
 
-class OmniglotTraining:
-    """An Omniglot experiment on one device."""
+@dataclass(eq=False)
+class OmniglotTraining(FewShotRun):
+    """An Omniglot experiment on one device; ``test`` are the images of the test characters."""
 
-    def __init__(self, experiment: Omniglot, train: Tensor, test: Tensor, device: torch.device, compiled: bool) -> None:
-        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
-        self.family = FewShot(train.to(device), experiment.ways, experiment.train_shots, experiment.queries)
-        self.test = test
-        self.predict = Predictor(tracing.compiled if compiled else tracing.traced)
-        self.use("compiled" if compiled else "traced")
+    test: Tensor | None = None
 
-    def use(self, form: str) -> None:
-        """Run the estimator in one of the forms of ``helpers.numerics.tracing.FORMS``."""
-        self.estimator = tracing.FORMS[form](estimators.reptile)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.predict = Predictor(tracing.compiled if self.compiled else tracing.traced)
 
-    def init(self, generator: torch.Generator) -> Params:
-        return self.learner.init(generator)
+    def plain(self) -> Estimator:
+        """θ − mean φ."""
+        return estimators.reptile
 
-    def tasks(self, generator: torch.Generator) -> Tasks:
+    def in_chunks(self, estimator: Estimator) -> Estimator:
+        """The whole meta-batch at once, which is small."""
+        return self.watching(estimator)
+
+    def prepared(self, tasks: Tasks, generator: torch.Generator) -> Tasks:
         """A meta-batch, its support sets cut into minibatches."""
         e = self.experiment
-        tasks = self.family.sample(e.meta_batch, generator)
         return Tasks(minibatches(tasks.support, e.inner_batch, e.inner_steps, generator), tasks.query)
-
-    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
-        """θ − mean φ over a fresh meta-batch, and the mean query loss."""
-        step, query_losses = self.estimator(self.learner, theta, self.tasks(generator))
-        return step, query_losses.mean()
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """All metrics, on all test episodes."""
@@ -136,42 +133,13 @@ class OmniglotTraining:
                 tasks, batches = tree_map(lambda t: t.to(self.device), (tasks, batches))
                 right.append(self.predict(self.learner, theta, tasks, batches).cpu())
             right = torch.cat(right, 1)[:, :count]
-            for kind, accuracies in zip(("inductive", "transductive"), right, strict=True):
+            for kind, accuracies in zip(KINDS, right, strict=True):
                 values = statistics.interval(accuracies)
                 metrics[f"{kind}_accuracy_{shots}_shot"] = values
                 spot = statistics.interval(accuracies[: e.spot_tasks])
                 metrics[f"spot_{kind}_accuracy_{shots}_shot"] = spot
         first = f"inductive_accuracy_{e.test_shots[0]}_shot"
         return {"test_accuracy": metrics[first]} | metrics
-
-
-class Predictor:
-    """Accuracies of a batch of tasks after adaptation; one inner step is recorded, and used as often as needed."""
-
-    def __init__(self, fast: Callable[[Callable], Callable]) -> None:
-        self.step, self.outcome = fast(estimators.inner_step), tracing.traced(_outcome)
-
-    def __call__(self, learner: MinibatchDescent, theta: Params, tasks: Tasks, batches: Examples) -> Tensor:
-        """``[2, tasks]``: each query classified beside the support set, and all of them together with it."""
-        found, count = [], len(batches.x)
-        size = CHUNK if batches.x.device.type == "cpu" and count % CHUNK == 0 else count
-        for begin in range(0, count, size):
-            chunk, parts = tree_map(lambda t, begin=begin: t[begin : begin + size], (tasks, batches))
-            phi = {name: value.expand(size, *value.shape).contiguous() for name, value in learner.start(theta).items()}
-            for step in range(parts.x.shape[1]):
-                phi = self.step(learner, theta, phi, tree_map(lambda t, step=step: t[:, step].contiguous(), parts))
-            found.append(self.outcome(learner, phi, chunk))
-        return torch.cat(found, 1)
-
-
-def _outcome(learner: MinibatchDescent, phi: Params, tasks: Tasks) -> Tensor:
-    def one(phi: Params, task: Tasks) -> Tensor:
-        apart = evaluation.one_by_one(learner, phi, *task)
-        # The official code's transductive batch holds the support set too.
-        together = learner.outputs(phi, torch.cat([task.support.x, task.query.x]))[len(task.support.x) :]
-        return torch.stack([losses.accuracy(outputs, task.query.y) for outputs in (apart, together)])
-
-    return vmap(one)(phi, tasks).T
 
 
 @dataclass(frozen=True)
@@ -227,7 +195,7 @@ class Combinations(OnOmniglot):
         return CombinationsTraining(self, omniglot.load("train").images, omniglot.load("test").images, device)
 
 
-class CombinationsTraining:
+class CombinationsTraining(Run):
     """The ten networks on one device."""
 
     def __init__(self, experiment: Combinations, train: Tensor, test: Tensor, device: torch.device) -> None:
@@ -256,8 +224,9 @@ class CombinationsTraining:
         batches = minibatches(examples, e.inner_batch, e.longest, generator)
         query = tree_map(lambda t: t[:, 0], batches)
         for kind, weights in self.weights.items():
+            self.check_clock()
             support = tree_map(lambda t: t[:, : len(weights)], batches)  # noqa: B023
-            gradient, loss = self.estimators[kind](self.learner, subtree(theta, f"{kind}/"), Tasks(support, query))
+            gradient, loss = self.estimators[kind](self.learner, subtree_of(theta, kind), Tasks(support, query))
             gradients |= {f"{kind}/{name}": e.inner_rate * g for name, g in gradient.items()}
             all_losses.append(loss.mean())
         return gradients, torch.stack(all_losses).mean()
@@ -270,8 +239,8 @@ class CombinationsTraining:
         batches = minibatches(tasks.support, e.inner_batch, e.test_steps, draws)
         tasks, batches = tree_map(lambda t: t.to(self.device), (tasks, batches))
         for kind in self.weights:
-            right = self.predict(self.learner, subtree(theta, f"{kind}/"), tasks, batches).cpu()
-            for way, accuracies in zip(("inductive", "transductive"), right, strict=True):
+            right = self.predict(self.learner, subtree_of(theta, kind), tasks, batches).cpu()
+            for way, accuracies in zip(KINDS, right, strict=True):
                 metrics[f"{slug(kind)}_{way}_accuracy"] = statistics.interval(accuracies)
         longest = "_".join(f"g{i}" for i in range(1, e.longest + 1))
         return {"test_accuracy": metrics[f"{longest}_inductive_accuracy"]} | metrics
@@ -284,7 +253,7 @@ def slug(kind: str) -> str:
 
 
 @dataclass(frozen=True)
-class SineDemo(Recorded):
+class SineDemo(Experiment):
     """The sine wave of the official demonstration, several seeds side by side.
 
     Every parameter carries a leading seed axis. A task is 50 fixed points, seen once in minibatches of 10, and an outer
@@ -297,6 +266,10 @@ class SineDemo(Recorded):
         inner_batch: points in a minibatch.
         test_steps: inner steps at test after which the error on all points is measured.
     """
+
+    made_of = "sinusoids"
+    # Nothing was learned for a fresh start: its steps bounce off kinks and narrow valleys.
+    tolerances = (("scratch_*", Tolerance(intervals=0.5)), *Experiment.tolerances)
 
     name: str
     hidden: tuple[int, ...] = (64, 64)
@@ -315,10 +288,6 @@ class SineDemo(Recorded):
     evaluate_every: int = 10_000
     paper: str = "reptile"
 
-    def data(self) -> dict[str, Any]:
-        """The tasks are drawn, not stored."""
-        return {"data": "sinusoids"}
-
     def family(self) -> Sinusoids:
         """Amplitudes in [0.1, 5] and, unlike MAML's, all phases."""
         return Sinusoids(self.points, 1, phases=(0.0, 2 * torch.pi))
@@ -332,20 +301,16 @@ class SineDemo(Recorded):
         return SineTraining(self, device)
 
 
-class SineTraining:
+class SineTraining(Run):
     """The sine study on one device."""
 
     def __init__(self, experiment: SineDemo, device: torch.device) -> None:
         self.experiment, self.device, self.learner = experiment, device, experiment.learner()
-        self.estimator = tracing.traced(self._seeds)
-
-    def _seeds(self, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
-        return vmap(lambda theta, tasks: estimators.reptile(self.learner, theta, tasks))(theta, tasks)
+        self.estimator = tracing.traced(seeds.side_by_side(estimators.reptile))
 
     def init(self, generator: torch.Generator) -> Params:
         """θ of every seed, tensors ``[seeds, ...]``."""
-        drawn = [self.learner.init(generator) for _ in range(self.experiment.seeds)]
-        return stacked(drawn)
+        return seeds.fresh(self.learner.init, self.experiment.seeds, generator)
 
     def waves(self, count: int, generator: torch.Generator) -> Examples:
         """Whole waves ``[seeds * count, points, 1]``."""
@@ -357,8 +322,7 @@ class SineTraining:
         e = self.experiment
         wave = self.waves(1, generator)
         support = minibatches(wave, e.inner_batch, e.points // e.inner_batch, generator)
-        tasks = tree_map(lambda t: t.unflatten(0, (e.seeds, 1)), Tasks(support, wave))
-        step, errors = self.estimator(theta, tasks)
+        step, errors = self.estimator(self.learner, theta, seeds.apart(Tasks(support, wave), e.seeds, 1))
         return step, errors.mean()
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:

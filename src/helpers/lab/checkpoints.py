@@ -40,6 +40,7 @@ class State:
             raise UserError(f"there is no outer optimiser {outer!r}: use {' or '.join(kinds)}")
         learned = [value for name, value in self.theta.items() if not name.startswith(CARRIED)]
         # An experiment may only measure: then nothing is learned, and an optimiser still wants a tensor.
+        self.learns = bool(learned)
         self.optimizer = kinds[outer](learned or [torch.zeros(0)], lr=outer_rate)
         self.generator = generator
         self.iteration = 0
@@ -138,7 +139,8 @@ class State:
                 )
             if self.iteration < iterations:
                 self._restore_generator(tensors["generator"], header, seed)
-                if isinstance(self.optimizer, torch.optim.Adam) and self.iteration and not self.optimizer.state:
+                remembers = isinstance(self.optimizer, torch.optim.Adam) and self.learns
+                if remembers and self.iteration and not self.optimizer.state:
                     raise KeyError("no state of the optimiser")
             self.losses, self.curve, self.slices = header["losses"], header["curve"], header["slices"]
             like = next(iter(self.theta.values()), torch.zeros(0))  # an experiment that only measures has no θ

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from helpers import runtime
 from helpers.errors import UserError
@@ -16,8 +17,12 @@ from helpers.lab.protocols import Experiment
 from helpers.lab.statistics import Interval
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
+from helpers.losses import accuracy
+from helpers.numerics.tracing import traced
 from helpers.types import Examples, Params, Tasks
 from helpers.validate import whole
+
+CHUNK = 20  # tasks that a Predictor adapts at once on a CPU
 
 
 def one_by_one(learner: GradientDescent, phi: Params, support: Examples, query: Examples) -> Tensor:
@@ -111,5 +116,42 @@ def of_checkpoint(
             f"the checkpoint {path} holds other parameters than {experiment.name} has: leave fields that change "
             "the network as they were in training"
         )
-    measure = getattr(run, "spot_check", run.evaluate) if spot else run.evaluate
+    measure = run.spot_check if spot else run.evaluate
     return measure({name: value.to(device) for name, value in theta.items()})
+
+
+class Predictor:
+    """Accuracies of a batch of tasks after adaptation; one inner step is recorded, and used as often as needed.
+
+    Args:
+        fast: how the inner step is run, such as :func:`~helpers.numerics.tracing.traced`.
+    """
+
+    def __init__(self, fast: Callable[[Callable], Callable]) -> None:
+        self.step, self.outcome = fast(_one_step), traced(_accuracies)
+
+    def __call__(self, learner: MinibatchDescent, theta: Params, tasks: Tasks, batches: Examples) -> Tensor:
+        """``[2, tasks]``: each query classified beside the support set, and all of them together with it."""
+        found, count = [], len(batches.x)
+        size = CHUNK if batches.x.device.type == "cpu" and count % CHUNK == 0 else count
+        for begin in range(0, count, size):
+            chunk, parts = tree_map(lambda t, begin=begin: t[begin : begin + size], (tasks, batches))
+            phi = {name: value.expand(size, *value.shape).contiguous() for name, value in learner.start(theta).items()}
+            for step in range(parts.x.shape[1]):
+                phi = self.step(learner, theta, phi, tree_map(lambda t, step=step: t[:, step].contiguous(), parts))
+            found.append(self.outcome(learner, phi, chunk))
+        return torch.cat(found, 1)
+
+
+def _accuracies(learner: MinibatchDescent, phi: Params, tasks: Tasks) -> Tensor:
+    def one(phi: Params, task: Tasks) -> Tensor:
+        apart = one_by_one(learner, phi, *task)
+        # The official code's transductive batch holds the support set too.
+        together = learner.outputs(phi, torch.cat([task.support.x, task.query.x]))[len(task.support.x) :]
+        return torch.stack([accuracy(outputs, task.query.y) for outputs in (apart, together)])
+
+    return vmap(one)(phi, tasks).T
+
+
+def _one_step(learner: MinibatchDescent, theta: Params, phi: Params, support: Examples) -> Params:
+    return vmap(learner.step, in_dims=(None, 0, 0))(theta, phi, support)

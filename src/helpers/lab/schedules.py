@@ -56,11 +56,11 @@ def halved(theta: Params) -> Params:
 
 def outer_rate_at(experiment: Experiment, iteration: int) -> float:
     """The outer rate of an iteration, counted from 0: held for ``outer_rate_hold`` iterations, then annealed to
-    ``outer_rate_final`` at the end; without these attributes always ``outer_rate``. At each of ``outer_rate_restarts``
-    an annealing ends and the next begins (warm restarts, Loshchilov and Hutter 2017)."""
-    final = getattr(experiment, "outer_rate_final", experiment.outer_rate)
-    begin, *ends = getattr(experiment, "outer_rate_hold", 0), *getattr(experiment, "outer_rate_restarts", ())
-    for end in (*ends, experiment.iterations):
+    ``outer_rate_final`` at the end; where that is None always ``outer_rate``. At each of ``outer_rate_restarts`` an
+    annealing ends and the next begins (warm restarts, Loshchilov and Hutter 2017)."""
+    final = experiment.outer_rate if experiment.outer_rate_final is None else experiment.outer_rate_final
+    begin = experiment.outer_rate_hold
+    for end in (*experiment.outer_rate_restarts, experiment.iterations):
         if iteration < end:
             break
         begin = end

@@ -37,23 +37,29 @@ from helpers.types import Params
 from helpers.validate import positive, whole
 
 RECORD_SUFFIXES = (".json", ".csv.gz")
+PATIENCE = 2.0  # seconds for which an iteration may go on once it should be over; then it is cut off and not kept
+RECORDING = 15.0  # the same beyond the budget for the first iteration of a call, which also records its programs
+
+
+class _CutOff(Exception):
+    """An iteration looked at the clock, and it was too late."""
 
 
 @contextmanager
 def _stop_requests():
-    """Yield a list that is no longer empty once Ctrl-C or a termination request came.
+    """Yield a list of the times at which Ctrl-C or a termination request came.
 
     The first one interrupts nothing; with a second one the user does not want to wait.
     """
-    received: list[int] = []
+    received: list[float] = []
     previous = {}
 
     def handle(number: int, _: Any) -> None:
-        received.append(number)
+        received.append(time.monotonic())
         if len(received) > 1:
             stop_at_once(number)
         # Not by print, which may be what was interrupted.
-        os.write(2, b"\nmetabook: stopping after this iteration; once more stops at once, at the last checkpoint\n")
+        os.write(2, b"\nmetabook: stopping soon; once more stops at once, at the last checkpoint\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
@@ -83,7 +89,9 @@ def train(
     """Train an experiment, from its checkpoint where there is one, and write its record.
 
     Args:
-        budget: seconds of training in this call; the run then stops cleanly and its record is partial.
+        budget: seconds of training in this call; the run then stops cleanly and its record is partial. An iteration
+            that goes on for more than ``PATIENCE`` beyond that, or after Ctrl-C, is cut off where it next looks at the
+            clock, and nothing of it is kept; the first one, which also records its programs, has ``RECORDING``.
         fresh: start over; what is there is renamed to ``….old`` once there is something to put in its place.
         compiled: use ``torch.compile``; other rounding, so part of what bit-identical resumption presumes.
         form: how the estimator runs, a name of ``helpers.numerics.tracing.FORMS``, where the experiment leaves the
@@ -98,7 +106,8 @@ def train(
 
     Raises:
         UserError: if the loss stops being finite (naming the iteration and the last good checkpoint), a file cannot be
-            written, the checkpoint is damaged or of another configuration, or another process trains the same.
+            written, the checkpoint is damaged or of another configuration, another process trains the same, or the
+            budget is over within the first iteration.
         KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written; after a second one at once.
     """
     data = data or runtime.root() / "data"
@@ -131,7 +140,7 @@ def _train(
     run = experiment.setup(device, form == "compiled")
     generator = runtime.generator(experiment.seed, device)
     first = run.init(generator)
-    compiled, chosen = form == "compiled", hasattr(run, "use")  # else the experiment itself says how it runs
+    compiled, chosen = form == "compiled", bool(run.forms)  # else the experiment itself says how it runs
     if not chosen:
         pass
     elif form == "fastest":
@@ -139,13 +148,12 @@ def _train(
         compiled = form == "compiled"
     else:
         run.use(form)
-    state = State(first, experiment.outer_rate, generator, getattr(experiment, "outer", "adam"))
-    look = getattr(run, "spot_check", run.evaluate)
+    state = State(first, experiment.outer_rate, generator, experiment.outer)
     kept = path.exists() and not fresh
     if kept:
         state.restore(path, config, experiment.iterations, experiment.seed)
     begin, started, already = state.iteration, time.monotonic(), state.seconds
-    watched = getattr(experiment, "watched", None)
+    watched = experiment.watched
     if watched:
         state.remember()  # a run that was interrupted goes back no further than here
 
@@ -193,8 +201,24 @@ def _train(
     )
     saved = started
     with _stop_requests() as stop, bar:
+
+        def check_clock() -> None:
+            patience = RECORDING if state.iteration == begin else PATIENCE
+            late = budget is not None and time.monotonic() - started > budget + patience
+            if late or (stop and time.monotonic() - stop[0] > PATIENCE):
+                raise _CutOff
+
         while state.iteration < experiment.iterations:
-            gradient, loss = run.gradient(state.values(), generator, state.iteration)
+            drawn = generator.get_state()
+            run.check_clock = check_clock
+            try:
+                gradient, loss = run.gradient(state.values(), generator, state.iteration)
+            except _CutOff:
+                generator.set_state(drawn)
+                say(f"{experiment.name}: stopped within iteration {state.iteration:,}, of which nothing is kept")
+                break
+            finally:
+                del run.check_clock  # what follows is measuring
             state.apply(gradient, outer_rate_at(experiment, state.iteration) * 0.5 ** len(state.returns))
             state.iteration += 1
             state.window.append(loss.detach())
@@ -205,7 +229,7 @@ def _train(
                 state.window = []
                 bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
             if state.iteration % experiment.evaluate_every == 0 and state.iteration < experiment.iterations:
-                state.curve.append({"iteration": state.iteration, "metrics": entries(look(state.values()))})
+                state.curve.append({"iteration": state.iteration, "metrics": entries(run.spot_check(state.values()))})
                 quiet = steady([point["metrics"][watched]["value"] for point in state.curve]) if watched else None
                 if quiet:
                     state.remember()
@@ -220,7 +244,11 @@ def _train(
             if now - saved > save_every:
                 save()
                 saved = now
-        save()
+        if state.iteration:
+            save()
+    if not state.iteration:
+        slow = f"an iteration of {experiment.name} takes longer than the {budget or 0:.0f} s that it was given"
+        raise KeyboardInterrupt if stop else UserError(f"{slow}: give it more")
     metrics = run.evaluate(state.values())
     if begin == state.iteration:
         metrics |= _seconds(experiment.name, data / "records")
@@ -228,8 +256,8 @@ def _train(
         metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
     record = make_record(experiment, run, state, commit, metrics)
     records.save(record, data / "records" / f"{experiment.name}.json")
-    if hasattr(run, "table"):
-        records.save_table(run.table(state.values()), data / "records" / f"{experiment.name}.csv.gz")
+    if (rows := run.table(state.values())) is not None:
+        records.save_table(rows, data / "records" / f"{experiment.name}.csv.gz")
     headline = ", ".join(f"{name} {records.metric(record, name)}" for name in list(record["metrics"])[:1])
     say(f"{experiment.name}: {records.progress(record)}; {headline}; checkpoint {path}")
     if stop:
@@ -269,11 +297,6 @@ def fastest(
     return best
 
 
-def _finite(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Without what diverged at a point on the way: JSON has no word for it, and a curve may have a gap."""
-    return {name: entry for name, entry in metrics.items() if math.isfinite(entry["value"])}
-
-
 def _seconds(name: str, folder: Path) -> dict[str, Interval]:
     """What the record of a run says of the time it took, which cannot be measured again once the run is over."""
     with suppress(UserError):  # a damaged record is about to be written anew
@@ -308,7 +331,10 @@ def make_record(
     experiment: Experiment, run: Run, state: State, commit: str, metrics: dict[str, Interval]
 ) -> records.Record:
     """Lay the record out; ``commit`` is that of the code that evaluated ``metrics``."""
-    done = state.iteration
+    done, curve = state.iteration, []
+    for point in state.curve:  # without what diverged on the way: JSON has no word for it, and a curve may have a gap
+        known = {name: entry for name, entry in point["metrics"].items() if math.isfinite(entry["value"])}
+        curve.append(point | {"metrics": known})
     return {
         "experiment": experiment.name,
         "paper": experiment.paper,
@@ -316,7 +342,7 @@ def make_record(
         "iterations": {"done": done, "planned": experiment.iterations},
         "metrics": entries(metrics),
         "config": experiment.config(),
-        "curve": [point | {"metrics": _finite(point["metrics"])} for point in state.curve],
+        "curve": curve,
         "losses": {"every": LOG_EVERY, "values": [round(loss, 5) for loss in state.losses]},
         "provenance": {
             "data": experiment.data(),

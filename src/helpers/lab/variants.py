@@ -13,7 +13,6 @@ from helpers import settings
 from helpers.errors import UserError, nearest
 from helpers.lab.checkpoints import configuration
 from helpers.lab.protocols import Experiment
-from helpers.validate import whole
 
 LONGEST = 120  # letters of a variant's name, since files are called by it
 # What fields of these names mean, unless the docstring of their class says more.
@@ -38,7 +37,6 @@ COMMON = {
     "test_steps": "inner steps after which the test tasks are judged",
     "chunk": "tasks that are differentiated at once; it changes rounding and speed, nothing else",
 }
-LEAST = {"iterations": 1, "evaluate_every": 1, "seed": 0}
 
 
 class Field(NamedTuple):
@@ -90,8 +88,6 @@ def _changed(part: Any, path: str, text: str, owner: str) -> Any:
         inner = fields(getattr(part, name))[0].name
         raise UserError(f"{path} of {owner} has fields of its own: set one of them, as in {name}.{inner}=VALUE")
     value = settings.read(text, get_type_hints(type(part))[name], f"{path} of {owner}")
-    if name in LEAST:
-        whole(value, f"{path} of {owner}", LEAST[name])
     return replace(part, **{name: value})
 
 

@@ -136,3 +136,9 @@ def started(model: Model, tasks: Tasks, generator: torch.Generator, count: int =
     start = {n: v.repeat(len(like), *[1] * (v.dim() - 1)).to(like.device) for n, v in stacked(drawn).items()}
     support, query = (Examples(*(t.repeat_interleave(count, 0) for t in examples)) for examples in tasks)
     return Started(support, query, start)
+
+
+def begun(model: Model, tasks: Tasks | Started, generator: torch.Generator) -> Started:
+    """Every task with first parameters of its own, drawn on the generator's device."""
+    drawn = [model.init(generator, tasks.support.x.dtype) for _ in range(len(tasks.support.x))]
+    return Started(*tasks[:2], stacked(drawn))

@@ -90,6 +90,8 @@ class Population:
         fused: compile the program; it pays from some hundred networks on.
         settings: constants of the update rules.
         horizon: steps of a whole training, for schedules.
+        check_clock: called before every step of a chunk, so that a training that takes long can be ended by an
+            exception.
 
     Raises:
         UserError: if the examples cannot be cut into minibatches, or a batch, chunk or horizon is none.
@@ -106,6 +108,7 @@ class Population:
     fused: bool = False
     settings: Settings = DEFAULT
     horizon: int | None = None
+    check_clock: Callable[[], None] = field(default=lambda: None, repr=False)
     _orders: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -212,6 +215,7 @@ class Population:
             groups.append([slice(begin, end), rule, schedule, rates, memory])
         done, total = networks[0].steps, 0
         for t in range(done, done + steps):
+            self.check_clock()
             gradient, each = self._gradient(self._padded(weights), *self.minibatch(t))
             total = total + each[: len(networks)]
             moved = []

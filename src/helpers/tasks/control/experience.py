@@ -1,4 +1,4 @@
-"""Experience of a stochastic policy: drawn actions, rewards to go, advantages."""
+"""Experience of a stochastic policy: drawn actions, rewards to go, advantages, and what a loss sees of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from helpers.models.policies import GaussianPolicy
+from helpers.models.policies import GaussianPolicy, log_probability
 from helpers.tasks.control.types import Control
-from helpers.types import Params
+from helpers.types import Examples, Params
 
 
 class Experience(NamedTuple):
@@ -117,3 +117,50 @@ def advantages(rewards: Tensor) -> Tensor:
     future = to_go(rewards)
     future = future - future.mean(-2, keepdim=True)
     return future / (future.square().mean((-1, -2), keepdim=True).sqrt() + 1e-6)
+
+
+def experience_features(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+    """What a learned loss sees of a step: observation, mean, deviation, action, log density; and the rest of ``y``.
+
+    Args:
+        x: observations ``[n, observation]``, which contain the goal.
+        outputs: the policy's mean and deviation ``[n, 2 actions]``.
+        y: ``[n, actions]``, or with more columns, such as rewards.
+    """
+    chance = log_probability(outputs, y[:, : outputs.shape[-1] // 2])
+    return torch.cat([x, outputs, y, chance[:, None]], -1)
+
+
+def surrogate(outputs: Tensor, y: Tensor) -> Tensor:
+    """The outer objective: minus the mean of advantage times log density.
+
+    Its gradient is that of the expected return, estimated by the score function.
+
+    Args:
+        outputs: mean and deviation ``[n, 2 actions]``.
+        y: action and advantage ``[n, actions + 1]``.
+
+    Source: Bechtle et al. (2020), section on model-free reinforcement learning: L_T = −E[R(τ) log π(τ)].
+    """
+    return -(y[:, -1] * log_probability(outputs, y[:, :-1])).mean()
+
+
+def support(experience: Experience, rewards: bool = False) -> Examples:
+    """Trajectories as the learned loss gets them, all steps of a policy in one row.
+
+    Args:
+        experience: of several policies.
+        rewards: add the rewards to go, standardised as by :func:`advantages`.
+
+    Returns:
+        ``x`` ``[policies, n · horizon, observation]``, ``y`` ``[policies, n · horizon, actions (+ 1)]``.
+    """
+    y = experience.actions
+    if rewards:
+        y = torch.cat([y, advantages(experience.rewards)[..., None]], -1)
+    return Examples(experience.observations.flatten(1, 2), y.flatten(1, 2))
+
+
+def query(experience: Experience) -> Examples:
+    """Trajectories as :func:`surrogate` takes them, with advantages."""
+    return support(experience, rewards=True)

@@ -1,4 +1,4 @@
-"""PPO by Stable-Baselines3, which the model-free experiment compares with."""
+"""Policies by PPO, as Stable-Baselines3 has it: what learned losses without a model are compared with."""
 
 from __future__ import annotations
 
@@ -71,8 +71,15 @@ def as_gymnasium(env: PointMass | Reacher, goal: Tensor, control_cost: float = 0
     return OneGoal()
 
 
-class PolicyExperiment(Protocol):
-    """What is asked of an experiment that PPO is compared with: an environment, the policy's form, trajectories."""
+class PolicySettings(Protocol):
+    """What PPO is given: an environment, the policy's form, and how many trajectories an update follows.
+
+    Attributes:
+        trajectories: of an update.
+        control_cost: see :func:`~helpers.tasks.control.experience.reward`.
+        hidden: layers of the policy, and of the value function.
+        first_std: deviation of the actions before any update.
+    """
 
     trajectories: int
     control_cost: float
@@ -83,7 +90,7 @@ class PolicyExperiment(Protocol):
         """Where the policy acts."""
 
 
-def _side_by_side(e: PolicyExperiment, goal: Tensor, seed: int) -> Any:
+def _side_by_side(e: PolicySettings, goal: Tensor, seed: int) -> Any:
     """As many of :func:`as_gymnasium` as an update takes trajectories, stepped as one batch, for stable-baselines3."""
     vectors = _needed("stable_baselines3.common.vec_env")
     env, n = e.environment(), e.trajectories
@@ -144,7 +151,7 @@ def _own_randomness() -> Iterator[None]:
         random.setstate(python)
 
 
-def ppo(e: PolicyExperiment, goal: Tensor, setting: Sequence[float], updates: int, seed: int) -> Tensor:
+def ppo(e: PolicySettings, goal: Tensor, setting: Sequence[float], updates: int, seed: int) -> Tensor:
     """Train a fresh policy for one goal by proximal policy optimisation, with a value function of its own.
 
     An update is what follows ``e.trajectories`` trajectories: all epochs over their steps, in minibatches as long as a
