@@ -1,6 +1,5 @@
 """One thread for all tests: their tensors are tiny, and sums then come in the same order everywhere."""
 
-import commands
 import pytest
 import torch
 
@@ -27,4 +26,6 @@ def _record(item):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A checkout with one chapter and two tiny experiments."""
+    import commands  # here, since this file is also tried out alone
+
     return commands.checkout(tmp_path, monkeypatch)
