@@ -432,3 +432,50 @@ def test_standardisation_and_its_derivatives():
     assert torch.autograd.gradcheck(function, (x,))
     assert torch.autograd.gradgradcheck(function, (x,))
     assert torch.autograd.gradgradcheck(first, (x, g))
+
+
+# ---------------------------------------- what a recording must not ask, use up or change
+@pytest.mark.parametrize(
+    "asking",
+    [
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x * float(x.sum()),
+        lambda x: x * x.argmax().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x * torch.equal(x, x.flip(0)),
+    ],
+    ids=["if", "float", "item", "mask", "nonzero", "equal"],
+)
+def test_asking_for_values_is_refused(asking):
+    """A recording would go on with the answer of its first call."""
+    with pytest.raises(UserError, match="must not ask for the values of tensors.*torch.where"):
+        traced(asking)(torch.rand(3))
+
+
+def test_the_values_of_constants_may_be_asked_for():
+    found = traced(lambda x: x * float(torch.arange(3).sum()) + x[[0, 0]])
+    for x in (torch.ones(2), torch.tensor([2.0, 3.0])):
+        assert torch.equal(found(x), 3 * x + x[[0, 0]])
+
+
+def test_a_constant_that_is_written_into_is_a_new_one_at_every_call():
+    found, x = traced(lambda x: torch.tensor([1.0, 2.0]).add_(x)), torch.ones(2)
+    for _ in range(3):
+        assert found(x).tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own generator", "default generator"])
+def test_recording_uses_up_no_draw(own):
+    draws = torch.Generator() if own else torch.default_generator
+
+    def draw(x):
+        return x + torch.rand(3, generator=draws if own else None)
+
+    with torch.random.fork_rng([]):
+        draws.manual_seed(5)
+        expected = [draw(torch.zeros(3)) for _ in range(3)]
+        draws.manual_seed(5)
+        found = traced(draw)
+        for one in expected:
+            assert torch.equal(found(torch.zeros(3)), one)

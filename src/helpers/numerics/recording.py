@@ -205,7 +205,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        nodes, named = tree_map(self._node, (args, kwargs))
+        # What torch.tensor makes is a constant, until it is written into.
+        fresh = func is _ATEN.lift_fresh.default and args[0] not in self.nodes
+        nodes, named = tree_map(self._node, ((args[0].clone(),) if fresh else args, kwargs))
         varying = any(node in self.varying for node in tree_leaves((nodes, named)) if isinstance(node, Node))
         if varying and _asks_for_values(func, args):
             raise UserError(
@@ -214,15 +216,13 @@ class Recorder(TorchDispatchMode):
             )
         drawn = torch.Tag.nondeterministic_seeded in func.tags
         if drawn:
-            given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Generator)]
-            for generator in given or (torch.default_generator, *torch.cuda.default_generators):
+            named_in_call = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Generator)]
+            for generator in named_in_call or (torch.default_generator, *torch.cuda.default_generators):
                 self.states.setdefault(generator, generator.get_state())
         out = func(*args, **kwargs)
         if not any(isinstance(x, Tensor) for x in tree_leaves(out)) and not func._schema.is_mutable:
             return out  # of constants, or of shapes
-        if func is _ATEN.lift_fresh.default:
-            func = _ATEN.clone.default  # what is a constant here may be written into later
-        node = self.graph.call_function(func, nodes, named)
+        node = self.graph.call_function(_ATEN.clone.default if fresh else func, nodes, named)
         if varying or drawn:
             self.varying.add(node)
         if isinstance(out, Tensor):
@@ -244,7 +244,8 @@ class Recorder(TorchDispatchMode):
             return self._constant(x)
         if not isinstance(x, Tensor):
             return x
-        return self.nodes[x] if x in self.nodes else self._keep(x, self._constant(x.detach()))
+        node = self.nodes.get(x)
+        return self._keep(x, self._constant(x.detach())) if node is None else node
 
     def _constant(self, value: Any) -> Node:
         name = f"constant{len(self.graph.nodes)}"
