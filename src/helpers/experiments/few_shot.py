@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +64,11 @@ class FewShotRun(Run):
 
     def use(self, form: str) -> None:
         """Run the estimator in one of the forms of ``helpers.numerics.tracing.FORMS``."""
-        self.estimator = self.in_chunks(tracing.FORMS[form](self.plain()))
+        self.estimator = self.in_chunks(self.estimator_in(form))
 
-    def plain(self) -> Estimator:
-        """The estimator as it is."""
-        raise NotImplementedError
+    @abstractmethod
+    def estimator_in(self, form: str) -> Estimator:
+        """The estimator in this form, on all tasks of a meta-batch at once."""
 
     def in_chunks(self, estimator: Estimator) -> Estimator:
         """The estimator on ``chunk`` tasks at a time: a CPU is fastest on the few that fit its cache, a GPU on all."""

@@ -20,7 +20,7 @@ from helpers.numerics import tracing
 from helpers.numerics.solvers import conjugate_gradient
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
-from helpers.types import Params, Tasks
+from helpers.types import Estimator, Params, Tasks
 
 TEST_SEED = 20_190_910  # of the test tasks; the same tasks for every experiment and every evaluation
 WATCH_SEED = 20_190_911  # of tasks of training characters, on which a run is watched
@@ -148,14 +148,13 @@ class OmniglotTraining(FewShotRun):
         self.share_trained = sum(name in trained for name in leaking.names) / len(leaking)
         self.watched = self.draw(train, WATCH_SEED, self.experiment.diagnosed_tasks)
 
-    def use(self, form: str) -> None:
-        """Run the estimator in one of the forms of ``helpers.numerics.tracing.FORMS``."""
+    def estimator_in(self, form: str) -> Estimator:
+        """The implicit gradient, its pieces in this form."""
         e = self.experiment
         solver = partial(conjugate_gradient, steps=e.cg_steps, damping=e.damping)
         pieces = "traced" if form == "captured" else form
         self.implicit = estimators.ImplicitGradient(solver, by=tracing.FORMS[pieces] if form != "eager" else None)
-        whole = tracing.captured(self.implicit) if form == "captured" else self.implicit
-        self.estimator = self.in_chunks(whole)
+        return tracing.captured(self.implicit) if form == "captured" else self.implicit
 
     def draw(self, classes: ImageClasses, seed: int = TEST_SEED, count: int | None = None) -> Tasks:
         """``count`` tasks (those of a test)."""

@@ -21,6 +21,7 @@ from helpers.learners.multistep import MultiStepDescent, annealed
 from helpers.models.convnet import ConvNet
 from helpers.models.layers import subtree_of
 from helpers.models.mlp import MLP
+from helpers.numerics import tracing
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.sinusoid import Sinusoids
 from helpers.types import Estimator, Examples, Params, Tasks
@@ -135,9 +136,9 @@ class Training(FewShotRun):
 
     test: Tasks | None = None
 
-    def plain(self) -> Estimator:
-        """The experiment's estimator."""
-        return ESTIMATORS[self.experiment.estimator]
+    def estimator_in(self, form: str) -> Estimator:
+        """The experiment's estimator in this form."""
+        return tracing.FORMS[form](ESTIMATORS[self.experiment.estimator])
 
     def at(self, iteration: int) -> GradientDescent:
         """The experiment's learner at an iteration."""

@@ -100,9 +100,9 @@ class OmniglotTraining(FewShotRun):
         super().__post_init__()
         self.predict = Predictor(tracing.compiled if self.compiled else tracing.traced)
 
-    def plain(self) -> Estimator:
-        """θ − mean φ."""
-        return estimators.reptile
+    def estimator_in(self, form: str) -> Estimator:
+        """θ − mean φ, in this form."""
+        return tracing.FORMS[form](estimators.reptile)
 
     def in_chunks(self, estimator: Estimator) -> Estimator:
         """The whole meta-batch at once, which is small."""
