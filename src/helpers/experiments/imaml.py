@@ -221,10 +221,6 @@ def experiments() -> list:
         Omniglot("imaml-omniglot-5w1s-16-steps", **solved, outer_rate=4e-4),
         Omniglot("imaml-omniglot-5w1s-weak"),
         Omniglot("imaml-omniglot-5w1s-staged", iterations=2_000, outer_rate=7e-4, evaluate_every=500, **further),
-        Omniglot("imaml-omniglot-5w1s-long", iterations=8_000, evaluate_every=2_000, **further),
-        Omniglot(
-            "imaml-omniglot-5w1s-strong", strength=2.0, iterations=2_000, outer_rate_hold=2_000, outer_rate_restarts=()
-        ),
         Omniglot("imaml-hf-omniglot-5w1s", **newton),
         Omniglot("imaml-omniglot-5w5s", **solved | thirty_two | five_shot),
         Omniglot("imaml-hf-omniglot-5w5s", **newton | five_shot),
