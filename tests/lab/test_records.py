@@ -169,3 +169,16 @@ def test_lower_may_be_better():
     assert found == {
         0.2: REPRODUCED, 0.54: REPRODUCED, 0.6: DIRECTION, 0.78: MISSED,
     }  # fmt: skip
+
+
+def test_committed_records_are_laid_out_as_they_are_saved():
+    paths = sorted((runtime.root() / "data" / "records").glob("*.json"))
+    assert paths
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert records.laid_out(json.loads(text)) + "\n" == text, path.name
+
+
+def test_layout_changes_no_content():
+    awkward = record(notes=['a {\n "b" ]', "[ 1,\n 2 ]", ""], curve=[{"deep": [[1, 2], []]}, {}])
+    assert json.loads(records.laid_out(awkward)) == awkward

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import math
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def save(record: Record, path: Path | None = None) -> Path:
     """
     path = path or folder() / f"{record['experiment']}.json"
     try:
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+        text = laid_out(record)
     except ValueError:
         wrong = [name for name, entry in record["metrics"].items() if not math.isfinite(entry["value"])]
         what = f"its metrics {', '.join(wrong)} are" if wrong else "one of its numbers is"
@@ -47,6 +48,24 @@ def save(record: Record, path: Path | None = None) -> Path:
         ) from None
     write_atomically(path, (text + "\n").encode())
     return path
+
+
+def laid_out(record: Record) -> str:
+    """A record as JSON, where what holds nothing but values (a metric, the losses) stands in one line.
+
+    Raises:
+        ValueError: for a number that JSON does not know.
+
+    >>> print(laid_out({"metrics": {"error": {"value": 0.5, "n": 3}}}))
+    {
+     "metrics": {
+      "error": {"value": 0.5, "n": 3}
+     }
+    }
+    """
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    innermost = r"([\[{])\n\s*([^][{}]*?)\n\s*([]}])"  # no text holds a line break: JSON writes it as two characters
+    return re.sub(innermost, lambda found: found[1] + re.sub(r"\n\s*", " ", found[2]) + found[3], text)
 
 
 def load(name: str, missing_ok: bool = False, where: Path | None = None) -> Record | None:
