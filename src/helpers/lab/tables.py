@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-
-if TYPE_CHECKING:  # matplotlib is heavy and not needed for training: only the functions that draw import it
-    pass
-import math
 
 from helpers.errors import UserError
 
@@ -37,8 +34,12 @@ class Table:
     def _repr_markdown_(self) -> str:
         marks = {"l": ":---", "r": "---:", "c": ":---:"}
         lines = [self.header, [marks[letter] for letter in self.align]]
-        # a bar inside a cell would end it
-        lines += [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in self.rows]
+        # A bar inside a cell would end it; a value and its interval stay on one line, also on a narrow page.
+        swaps = {"|": "\\|", "\n": " ", " ± ": "\u00a0±\u00a0"}
+        for row in self.rows:
+            for old, new in swaps.items():
+                row = [cell.replace(old, new) for cell in row]
+            lines.append(row)
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def __repr__(self) -> str:

@@ -1,0 +1,108 @@
+"""What all chapters set up alike, so that the open code of a chapter is what the chapter teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from helpers import runtime
+from helpers.errors import UserError, nearest
+from helpers.lab import figures, records, training
+from helpers.lab.claims import Claim
+from helpers.lab.tables import Table, claim_rows, claims_table
+from helpers.site.notebooks import PROFILES
+
+if TYPE_CHECKING:  # a notebook brings it; training does not need it
+    from IPython.display import Markdown
+
+
+def begin(profile: str, device: str = "cpu") -> torch.device:
+    """Choose the device and the look of the figures; one thread on a processor, so that the numbers are the same.
+
+    Args:
+        profile: ``quick``, ``book`` or ``paper``.
+        device: ``cpu``, ``cuda`` or ``auto``.
+
+    Raises:
+        UserError: for a profile or a device that there is not.
+
+    >>> begin("quick")
+    device(type='cpu')
+    """
+    if profile not in PROFILES:
+        raise UserError(
+            f"there is no profile {profile!r}{nearest(profile, PROFILES)}; the profiles are {', '.join(PROFILES)}."
+        )
+    chosen = runtime.pick_device(device)
+    if chosen.type == "cpu":
+        torch.set_num_threads(1)
+        runtime.keep_memory()
+    figures.use()
+    return chosen
+
+
+def claimed(claims: Sequence[Claim], digits: int = 2) -> Table:
+    """What a paper claims, before anything is measured: claim, printed number, place in the paper.
+
+    Args:
+        claims: as :func:`helpers.lab.claims.load_claims` gives them.
+        digits: decimal places.
+    """
+    rows = claims_table(claim_rows(claims, {}), digits=digits).rows
+    cells = []
+    for claim, (quantity, printed, *_) in zip(claims, rows, strict=True):
+        printed = "an ordering" if claim.value is None else printed
+        cells.append([quantity, printed + " (from memory)" * claim.from_memory, claim.where])
+    return Table(["claim", "printed", "where"], cells)
+
+
+def recorded(paper: str) -> dict[str, records.Record]:
+    """The committed records of the experiments that answer a paper's claims, by name."""
+    return {name: record for name, record in records.load_all().items() if record["paper"] == paper}
+
+
+def runs(paper: str, catalogue: Mapping[str, Any]) -> Table:
+    """How far each experiment of a paper got, how many hours it took and on what it ran; *not run* without a record.
+
+    Args:
+        paper: such as ``maml``.
+        catalogue: all experiments by name (:func:`helpers.experiments.catalogue`).
+    """
+    rows = []
+    for name, record in recorded(paper).items():
+        made = record["provenance"]
+        devices = "; ".join(sorted({piece["device"] for piece in made["slices"]}))
+        rows.append([f"`{name}`", records.progress(record), f"{made['seconds'] / 3600:.2f}", devices])
+    named = {row[0] for row in rows}
+    missing = (f"`{name}`" for name, experiment in catalogue.items() if experiment.paper == paper)
+    rows += [[name, "not run", "–", "–"] for name in missing if name not in named]
+    return Table(["experiment", "iterations", "hours", "device"], rows, align="lrrl")
+
+
+def train(paper: str, catalogue: Mapping[str, Any], device: torch.device, hours: float = 0.0) -> None:
+    """Train every experiment of a paper from its checkpoint, and write its record: the profile ``paper``.
+
+    Args:
+        paper: such as ``maml``.
+        catalogue: all experiments by name (:func:`helpers.experiments.catalogue`).
+        device: where.
+        hours: for each experiment; 0 for no limit.
+    """
+    for experiment in catalogue.values():
+        if experiment.paper == paper:
+            compiled = runtime.can_compile()
+            training.train(experiment, device=device, budget=hours * 3600 or None, compiled=compiled)
+
+
+def reasons(rows: Sequence[Mapping[str, Any]]) -> Markdown:
+    """What differs from the paper, and the likely reason where a number falls short: a list.
+
+    Args:
+        rows: as :func:`helpers.lab.tables.claim_rows` gives them.
+    """
+    from IPython.display import Markdown
+
+    said = [f"- {row['quantity']} (*{row['verdict']}*): {row['note']}" for row in rows if row.get("note")]
+    return Markdown("\n".join(said))
