@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 
 import pytest
@@ -79,6 +81,15 @@ def test_any_module_can_be_imported_without_the_optional_packages(name):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module] if isinstance(node, ast.ImportFrom) else []
         assert not optional & {module.split(".")[0] for module in modules}
+
+
+def test_importing_brings_no_library_that_only_some_use():
+    """Imports inside functions stay there; training needs no figures, no data no reader of images."""
+    heavy = "matplotlib scipy sklearn torchvision PIL pooch pandas IPython fastjet awkward pythia8mc gymnasium mujoco"
+    names = sorted(f"helpers.{name}" for name in FILES if name.split(".")[0] not in ("site", "cli", "campaign"))
+    program = f"import sys, {', '.join(names)}; print(sorted(set({heavy.split()}) & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 def test_no_cycles():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import matplotlib
 import pytest
@@ -35,11 +33,6 @@ def _close():
     import matplotlib.pyplot as plt
 
     plt.close("all")
-
-
-def test_importing_does_not_import_matplotlib():
-    code = "import sys, helpers.lab.figures; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_style_ends_with_its_block():
