@@ -16,6 +16,7 @@ from tiny import Tiny, TinyRun
 
 from helpers import experiments
 from helpers.experiments import base, fields, maml, nos
+from helpers.experiments.few_shot import FewShotExperiment
 from helpers.lab import protocols, records
 from helpers.lab.statistics import Interval
 from helpers.runtime import root
@@ -133,7 +134,9 @@ def test_a_whole_number_will_do_for_a_rate_and_zero_where_it_means_something():
 def test_tolerances():
     """As the records tier uses them: the first pattern counts, and every recorded metric has one."""
     accuracy = Interval(0.9, 0.01, 600)
-    assert omniglot().tolerance("test_accuracy", {"test_accuracy": accuracy}) == pytest.approx(5.5 / 600 / 5)
+    assert omniglot().tolerance("transductive_accuracy", {"transductive_accuracy": accuracy}) == pytest.approx(
+        5.5 / 600 / 5
+    )
     sines = experiments.find("maml-sinusoid-10")
     recorded = {"maml_mse_1": Interval(1.0, 0.1, 5), "maml_diverged_1": Interval(0.0, 0.0, 5)}
     assert sines.tolerance("maml_mse_1", recorded) == pytest.approx(1e-3)
@@ -144,3 +147,12 @@ def test_tolerances():
         metrics = {key: records.metric(record, key) for key in record["metrics"]}
         allowed = [known[name].tolerance(key, metrics) for key in metrics]
         assert all(0 <= one < float("inf") for one in allowed)
+
+
+def test_the_headline_of_few_shot_images_is_named_for_what_it_is():
+    """Whether a task's queries are seen together is in the name; the first metric of a record is the headline."""
+    for name, record in records.load_all().items():
+        experiment = experiments.find(name)
+        if isinstance(experiment, FewShotExperiment):
+            assert next(iter(record["metrics"])) == experiment.headline, name
+            assert experiment.headline in ("transductive_accuracy", "inductive_accuracy"), name

@@ -318,7 +318,7 @@ def test_every_task_has_a_fresh_optimizee_unless_one_start_is_asked_for(run):
 def test_metrics_are_named_finite_and_the_same_on_every_call(run):
     theta = run.init(generator(0))
     metrics = run.evaluate(theta)
-    assert next(iter(metrics)) == "test_accuracy" and metrics["test_accuracy"] == metrics["ml3_accuracy_3"]
+    assert next(iter(metrics)) == "ml3_accuracy" and metrics["ml3_accuracy"] == metrics["ml3_accuracy_3"]
     for kind in ("ml3", "ce", "ml3_tuned", "ce_tuned"):
         for steps in (0, 1, 3):
             for name in (f"{kind}_{{}}_{steps}", f"{kind}_{{}}_{steps}_train_pair", f"arch_{kind}_{{}}_{steps}"):
@@ -370,7 +370,7 @@ def test_training_writes_a_record(tmp_path):
     experiment = Digits("digits-smoke", **SMALL | {"test_steps": (0, 1)})
     quiet = {"data": tmp_path, "progress": False, "say": lambda line: None}
     record = training.train(experiment, **quiet)
-    assert record["status"] == "complete" and record["metrics"]["test_accuracy"]["n"] == 2
+    assert record["status"] == "complete" and record["metrics"]["ml3_accuracy"]["n"] == 2
     assert record["provenance"]["data"] == digits.provenance("digits")
     assert len(record["curve"]) == 1
     theta = checkpoints.load_theta("digits-smoke", tmp_path / "checkpoints")

@@ -93,7 +93,7 @@ def test_other_content_is_no_record(folder, content):
 
 
 def test_metrics():
-    assert records.metric(record()) == Interval(0.95, 0.01, 600)
+    assert records.metric(record(), "test_accuracy") == Interval(0.95, 0.01, 600)
     assert math.isnan(records.metric(record(), "one").ci95)
     assert "has no metric 'speed'; it has: test_accuracy, one" in refused(lambda: records.metric(record(), "speed"))
 
@@ -141,7 +141,15 @@ def test_ensuring_leaves_nothing_behind(tmp_path):
 
 def test_the_four_verdicts():
     claim = Claim(
-        "maml", "c", "accuracy", "Table 1", "one", value=0.987, ci95=0.004, direction=({"left": "one", "right": "two"},)
+        "maml",
+        "c",
+        "accuracy",
+        "Table 1",
+        "one",
+        "test_accuracy",
+        0.987,
+        0.004,
+        direction=({"left": "one/test_accuracy", "right": "two/test_accuracy"},),
     )
     near, below, far = record(value=0.975), record("two", 0.8), record(value=0.9)
     assert verdict(claim, {"one": near}) == REPRODUCED  # 0.975 + 0.01 reaches 0.987 − 0.004

@@ -52,7 +52,7 @@ class Omniglot(OnOmniglot):
         outer_rate_final, outer_rate_hold, outer_rate_restarts: with so few tasks the outer gradients are noisy, so
             Adam's rate goes to 0 after the first ``outer_rate_hold`` iterations, and again after each restart. (The
             released code keeps it.)
-        headline_steps: inner steps of ``test_accuracy``, those of training.
+        headline_steps: inner steps of ``transductive_accuracy``, those of training.
         spot_tasks: test tasks of the points on the way.
         diagnosed_tasks: test tasks on which the linear solver's residual is measured.
         chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.

@@ -157,7 +157,7 @@ class ComparisonTraining(Run):
         return seeds.one_by_one(one, theta, e.seeds)
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
-        """``test_accuracy`` (transductive) over the seeds, all on the same tasks; ``seconds_per_iteration`` a seed."""
+        """Accuracies over the seeds, all on the same tasks, transductive and not; ``seconds_per_iteration`` a seed."""
         e = self.experiment
         tasks = drawn(FewShot(self.test, e.ways, e.shots, e.queries), e.test_tasks, TEST_SEED, self.device)
         each, steps = [subtree_of(theta, str(s)) for s in range(e.seeds)], (self.tested.steps,)
@@ -166,7 +166,7 @@ class ComparisonTraining(Run):
             curves = [accuracy_curve(self.tested, one, tasks, steps, transductive) for one in each]
             return statistics.over_seeds(torch.stack([curve.mean() for curve in curves]))
 
-        metrics = {"test_accuracy": accuracy(True), "inductive_accuracy": accuracy(False)}
+        metrics = {"transductive_accuracy": accuracy(True), "inductive_accuracy": accuracy(False)}
         if self.count > 1:
             seconds = self.seconds / (self.count - 1)
             metrics["seconds_per_iteration"] = statistics.Interval(seconds, float("nan"), self.count - 1)

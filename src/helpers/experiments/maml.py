@@ -42,7 +42,7 @@ class Omniglot(OnOmniglot):
         head_scale: of the first weights of the last layer.
         inner_rate: on the *mean* cross-entropy; the official code applies its 0.4 to the sum over classes, which is 2.0
             here.
-        headline_steps: inner steps of the metric ``test_accuracy``, fixed beforehand: those of the paper.
+        headline_steps: inner steps of ``transductive_accuracy``, fixed beforehand: those of the paper.
         chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.
     """
 
@@ -145,7 +145,7 @@ class Training(FewShotRun):
         return self.experiment.at(self.learner, iteration, self.device)
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
-        """Accuracy after each number of inner steps, transductive and not; ``test_accuracy`` comes first."""
+        """Accuracy after each number of inner steps, transductive and not; ``transductive_accuracy`` comes first."""
         e = self.experiment
         return accuracies(e.learner(), theta, self.test, e.test_steps, e.headline_steps)
 

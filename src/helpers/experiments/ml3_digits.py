@@ -186,7 +186,7 @@ class DigitsTraining(Run):
                     if (kind, prefix, suffix) == ("ml3", "", ""):
                         metrics |= self._named("spot_ml3", found[:1])
                 metrics[f"{prefix}{kind}_tuned_rate"] = statistics.over_seeds(tuned[e.test_steps[-1]])
-        return {"test_accuracy": metrics[f"ml3_accuracy_{e.test_steps[-1]}"]} | metrics
+        return {"ml3_accuracy": metrics[f"ml3_accuracy_{e.test_steps[-1]}"]} | metrics
 
     def spot_check(self, theta: Params) -> dict[str, statistics.Interval]:
         """``spot_ml3_…``, from the first network of each held-out pair: for the points on the way, and to check."""

@@ -42,7 +42,7 @@ class Claim:
     quantity: str
     where: str
     experiment: str
-    metric: str = "test_accuracy"
+    metric: str
     value: float | None = None
     ci95: float | None = None
     better: str = "higher"
@@ -87,7 +87,7 @@ def operand(what: str | float, records: dict[str, Record]) -> Interval | None:
     if isinstance(what, (int, float)):
         return Interval(float(what), 0.0, 0)
     experiment, _, name = what.partition("/")
-    return metric(records[experiment], name or "test_accuracy") if experiment in records else None
+    return metric(records[experiment], name) if experiment in records else None
 
 
 def _known(ci95: float | None) -> float:

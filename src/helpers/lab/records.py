@@ -143,7 +143,7 @@ def load_all() -> dict[str, Record]:
     return {path.stem: load(path.stem) for path in sorted(folder().glob("*.json"))}
 
 
-def metric(record: Record, name: str = "test_accuracy") -> Interval:
+def metric(record: Record, name: str) -> Interval:
     """One metric of a record.
 
     Raises:
