@@ -9,14 +9,16 @@ import pytest
 import standin
 import torch
 
-from helpers import experiments, runtime
+from helpers import experiments, runtime, tasks
 from helpers.experiments import (
     ablation,
+    base,
     imaml,
     imaml_comparison,
     jets,
     jets_cuts,
     jets_matrix,
+    jets_protocol,
     maml,
     metanmt,
     ml3,
@@ -33,6 +35,7 @@ from helpers.lab import training
 from helpers.numerics import tracing
 from helpers.optimizers.rules import PAPER_RULES
 from helpers.tasks import glyphs, omniglot, small_images
+from helpers.tasks.jets import samples
 
 SHORT = {"iterations": 2, "evaluate_every": 1}
 JETS = {
@@ -45,6 +48,7 @@ WAY = {
     "rates": (0.1,), "steps": (1,), "filters": 4, "minibatch": 4,
 }  # fmt: skip
 ML3 = {"seeds": 2, "meta_batch": 2, "way": 2, "tuning_rates": (0.01,)}
+SINE = ML3 | {"points": 7, "hidden": (5,), "test_tasks": 2, "test_steps": (0, 1, 10), "far": 11}
 TURTLES = {
     "test_families": 1, "validation_families": 1, "shifted_families": 1, "test_tasks": 2, "test_queries": 5,
     "families": 2, "steps": 1, "step_tasks": 2, "query_tasks": 2, "hidden": (4,), "seeds": 2, "measured": (0, 1),
@@ -63,12 +67,21 @@ def way(e, **changes):
 
 
 def comparison(method):
-    few = {"inner_steps": 2, "meta_batch": 1, "cost": 2, "budget": 4, "seeds": 2, "filters": 2, "test_tasks": 2}
+    few = {
+        "inner_steps": 2,
+        "meta_batch": 1,
+        "cost": 2,
+        "budget": 4,
+        "seeds": 2,
+        "filters": 2,
+        "test_tasks": 2,
+        "cg_steps": 2,
+    }
     return replace(next(e for e in imaml_comparison.experiments() if e.method == method), name="mini", queries=1, **few)
 
 
 IMAML = {"inner_steps": 2, "meta_batch": 1, "chunk": 1, "headline_steps": 2, "test_steps": (2,), "spot_tasks": 1}
-IMAML |= {"diagnosed_tasks": 1}
+IMAML |= {"diagnosed_tasks": 1, "cg_steps": 2}
 FAST = {"headline_steps": 1, "test_steps": (1,), "meta_batch": 2}
 
 MINIATURES = {
@@ -82,16 +95,19 @@ MINIATURES = {
     "reptile-combinations": lambda: on_omniglot(reptile.Combinations, longest=2, test_steps=1),
     "reptile-sine": lambda: reptile.SineDemo("mini", hidden=(4,), test_tasks=3, test_steps=(0, 1)),
     "imaml": lambda: on_omniglot(imaml.Omniglot, **IMAML),
-    "imaml-newton": lambda: on_omniglot(imaml.Omniglot, solver="hessian-free", newton_cg_steps=2, **IMAML),
+    "imaml-newton": lambda: on_omniglot(
+        imaml.Omniglot, solver="hessian-free", newton_cg_steps=2,
+        **IMAML | {"inner_steps": 1, "headline_steps": 1, "test_steps": (1,)},
+    ),
     **{
         f"comparison-{method}": lambda method=method: comparison(method)
         for method in sorted({e.method for e in imaml_comparison.experiments()})
     },
-    "sine": lambda: ml3.SineStudy("mini", points=7, hidden=(5,), test_tasks=2, far=2, **ML3),
-    "sine-starts": lambda: ml3.SineStudy("mini", points=7, hidden=(5,), test_tasks=2, far=2, starts=3, **ML3),
+    "sine": lambda: ml3.SineStudy("mini", **SINE),
+    "sine-starts": lambda: ml3.SineStudy("mini", starts=3, **SINE),
     "shaped": lambda: ml3.ShapedSine("mini", points=6, test_tasks=2, seeds=2, meta_batch=2, way=2),
-    "inverse": lambda: ml3.InverseDynamics("mini", points=6, hidden=(5,), test_tasks=2, **ML3),
-    "car": lambda: ml3_control.Car("mini", hidden=3, loss_width=5, test_policies=2, test_steps=(0, 1, 2, 10), **ML3),
+    "inverse": lambda: ml3.InverseDynamics("mini", points=6, hidden=(5,), test_tasks=2, test_steps=(0, 1, 3), **ML3),
+    "car": lambda: ml3_control.Car("mini", hidden=3, loss_width=5, test_policies=2, test_steps=(0, 2), **ML3),
     "mass": lambda: ml3_control.Reaching(
         "mini", body="mass", hidden=(4,), loss_width=5, horizon=4, test_goals=2, test_steps=(0, 2), **ML3
     ),
@@ -148,15 +164,40 @@ def few_glyphs():
     return glyphs.load("train", limit=6)
 
 
+@cache
+def few_jets():
+    """The first of every process, shower, split and window."""
+    every = samples.load()
+    kinds = torch.stack([every.process, every.shower, every.split, every.window], 1)
+    kind = kinds.unique(dim=0, return_inverse=True)[1]
+    rows = torch.cat([(kind == k).nonzero()[:30, 0] for k in range(int(kind.max()) + 1)])
+    return every._map(lambda values: values[rows])
+
+
 @pytest.fixture
 def little(monkeypatch):
-    """Little data, of the right form; and nothing is recorded to be replayed, which takes seconds each time."""
+    """Little data and short episodes, of the right form; and nothing is recorded to be replayed, which takes seconds.
+
+    A spot check that is a whole evaluation is left out: two of those follow at the end.
+    """
+    monkeypatch.setattr(base.Run, "spot_check", lambda run, theta: {})
     monkeypatch.setattr(omniglot, "load", lambda *_, **__: few_glyphs())
     monkeypatch.setattr(omniglot, "provenance", lambda: few_glyphs().provenance)
     monkeypatch.setattr(small_images, "images", lambda data, *rest: nos.images("digits", *rest))
     monkeypatch.setattr(small_images, "provenance", lambda data: {"data": "digits"})
     monkeypatch.setattr(nos_transfer, "child", lambda size, channels: nos.child(size, 1, 2))
     monkeypatch.setattr(tracing, "_specialized", lambda function, build: function)
+    monkeypatch.setattr(reptile, "BLOCK", 2)
+    monkeypatch.setattr(imaml_comparison, "REPTILE_STEPS", 2)
+    car, black_box = ml3_control.Car.env, ml3_modelfree.ModelFree.environment
+    monkeypatch.setattr(ml3_control.Car, "env", lambda e: replace(car(e), horizon=6, waypoint_until=3))
+    monkeypatch.setattr(ml3_modelfree.ModelFree, "environment", lambda e: replace(black_box(e), horizon=5))
+    monkeypatch.setattr(tasks.jets, "load", few_jets)
+    for where in (jets_protocol, jets_matrix):
+        monkeypatch.setattr(where, "WINDOWS", (0, 1, 2))
+    monkeypatch.setattr(jets_protocol, "EDGES", jets_protocol.EDGES[:3])
+    monkeypatch.setattr(jets_protocol, "TRAIN_WINDOWS", (0,))
+    monkeypatch.setattr(jets_protocol, "TRAIN_SHOWERS", ("fsr-one",))
     for name in ("LABELS", "PROPORTIONS", "MIXTURES", "WRONG", "DRIFTED"):
         monkeypatch.setattr(jets, name, tuple(one._replace(size=8) for one in getattr(jets, name)[:1]))
 

@@ -103,8 +103,17 @@ class _Card(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         tensors = _tensors(args)
-        if not kwargs and tensors and all(type(t) is Tensor and _mark(t) is CPU for t in tensors):
-            return function(*args)  # as most operations are where little is on the card
+        if not kwargs and tensors:
+            mark = _mark(tensors[0])
+            for tensor in tensors:
+                if type(tensor) is not Tensor or _mark(tensor) is not mark:
+                    break
+            else:  # all lie together, as in most operations
+                results = function(*args)
+                if mark is not CPU and function.overloadpacket not in _COPIES:
+                    for result in (results,) if isinstance(results, Tensor) else _tensors((results,)):
+                        _set(result, mark)
+                return results
         kwargs = dict(kwargs or {})
         tensors += _tensors(kwargs.values())
         asked = kwargs.get("device")

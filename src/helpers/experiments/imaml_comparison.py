@@ -30,6 +30,7 @@ from helpers.tasks.episodes import FewShot
 from helpers.types import Params, Tasks
 
 METHODS = ("maml", "fomaml", "reptile", "imaml", "released")
+REPTILE_STEPS = 50  # of its code at test, where all methods have the same five images
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class ComparisonTraining(Run):
         self.device, self.learner, self.test = device, e.learner(), test
         self.family = FewShot(train.to(device), e.ways, e.shots, e.queries)
         self.tested = e.learner()
-        if e.method == "reptile":  # at test all methods have the same five images; Reptile's code then takes 50 steps
-            self.tested = self.tested.replace(steps=50)
+        if e.method == "reptile":
+            self.tested = self.tested.replace(steps=REPTILE_STEPS)
         solver = partial(conjugate_gradient, steps=e.cg_steps, damping=e.damping)
         methods = {
             "maml": tracing.traced(estimators.maml),

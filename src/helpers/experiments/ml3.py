@@ -99,7 +99,7 @@ class SineStudy(Ml3Experiment):
         model, steps = MLP((1, *self.hidden, 1), scale=None), (*self.test_steps, self.far)
         tests, others = self.tests(run, TEST_SEED, model), self.tests(run, TUNING_SEED, model)
         learner = run.learner.replace(model=model)
-        rate = run.tuned(theta, self.tuning_rates, others, 100, learner=learner)
+        rate = run.tuned(theta, self.tuning_rates, others, self.test_steps[-1], learner=learner)
         table(m, "ml3_mse", steps, run.learned(theta, tests, steps, learner=learner))
         table(m, "mse_mse", steps, run.plain(theta, tests, steps, self.inner_rate, learner=learner))
         table(m, "tuned_mse", steps, run.plain(theta, tests, steps, rate, learner=learner))
@@ -113,7 +113,7 @@ class SineStudy(Ml3Experiment):
         table(m, "arch_ml3_mse", some, run.learned(theta, tests, some, learner=learner))
         table(m, "arch_mse_mse", some, run.plain(theta, tests, some, self.inner_rate, learner=learner))
         m["tuned_rate"] = chosen(rate)
-        return {"test_mse": m["ml3_mse_100"]} | m
+        return {"test_mse": m[f"ml3_mse_{self.test_steps[-1]}"]} | m
 
 
 def seen_of_frequency(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class Car(Ml3Experiment):
         count = self.test_policies
         tests, others = (run.common(fresh.tasks(count, runtime.generator(s))) for s in (TEST_SEED, TUNING_SEED))
         gap = partial(self.gap, env, learner)
-        rate = run.tuned(theta, self.tuning_rates, others, 10)
+        rate = run.tuned(theta, self.tuning_rates, others, min(10, max(steps)))
 
         def enter(kind: str, gaps: Tensor) -> None:
             table(m, f"{kind}_reached", steps, (gaps <= self.arrived).double())
@@ -241,7 +241,7 @@ class Reaching(Ml3Experiment):
         steps, fresh = self.test_steps, replace(self, goals=None, policies=None)
         count = self.test_goals
         tests, others = (run.common(fresh.tasks(count, runtime.generator(s))) for s in (TEST_SEED, TUNING_SEED))
-        rate = run.tuned(theta, self.tuning_rates, others, 10, run.learner.query_loss)
+        rate = run.tuned(theta, self.tuning_rates, others, min(10, max(steps)), run.learner.query_loss)
         for what, measure in (("distance", self.distance), ("loss", run.learner.query_loss)):
             table(m, f"ml3_{what}", steps, run.learned(theta, tests, steps, measure))
             table(m, f"same_{what}", steps, run.plain(theta, tests, steps, self.inner_rate, measure))

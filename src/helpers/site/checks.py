@@ -49,7 +49,9 @@ def _pytest(tier: str, *arguments: str) -> Result:
     """Run pytest in a process of its own."""
     report = _folder() / f"{tier}.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", *arguments, "-n", str(runner.workers()), f"--junitxml={report}"]
+    # Tests take from milliseconds to many seconds, so whoever is free takes the next.
+    parallel = ["-n", str(runner.workers()), "--dist", "worksteal"]
+    command = [sys.executable, "-m", "pytest", "-q", *arguments, *parallel, f"--junitxml={report}"]
     code = subprocess.run(command, cwd=root(), env={**os.environ, **runtime.ONE_THREAD}).returncode
     if code == 130 or code < 0:
         raise KeyboardInterrupt
@@ -143,8 +145,7 @@ def _record_seconds() -> dict[str, float]:
 def _records(everything: bool = False) -> Result:
     seconds = _record_seconds()
     chosen = list(seconds) if everything else rotation(seconds, RECORDS_BUDGET, commit().rstrip("+"))
-    # Some records take a minute and most take seconds, so whoever is free takes the next.
-    arguments = ["-m", "records", "-rs", "--dist", "worksteal", f"--only-records={','.join(chosen)}"]
+    arguments = ["-m", "records", "-rs", f"--only-records={','.join(chosen)}"]
     result = _pytest("records", "tests", *arguments)
     measured: Counter[str] = Counter()
     for test, taken in result.seconds.items():
