@@ -131,6 +131,11 @@ def test_a_folder_that_will_not_do(tmp_path):
     cut = folder(tmp_path / "cut", [2] * 6) / "class01" / "1.png"
     cut.write_bytes(cut.read_bytes()[:-900])
     says("cut", "class01/1.png is damaged")
+    (tmp_path / "float").mkdir()
+    for name in ("a", "b", "c", "d", "e", "f"):
+        (tmp_path / "float" / name).mkdir()
+        Image.fromarray(np.ones((9, 9), np.float32)).save(tmp_path / "float" / name / "1.tiff")
+    says("float", "1.tiff has floating point numbers for pixels")
     Image.new("L", (9, 9)).save(folder(tmp_path / "mixed", [2] * 6) / "class01" / "grey.png")
     says("mixed", "has grey images such as")
     assert "in grey" in folders.read(tmp_path / "mixed", channels=1).sentence(2)

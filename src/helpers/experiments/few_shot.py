@@ -34,8 +34,8 @@ ACCURACIES = (("transductive", True), ("inductive", False))  # kinds by name, an
 
 
 @dataclass(frozen=True)
-class FewShotExperiment(Experiment):
-    """An experiment on few-shot episodes of images.
+class OnImages(Experiment):
+    """An experiment on classes of images, in whose place a reader's own may be put.
 
     Attributes:
         own: a folder of your own images in place of the experiment's, which ``--data-folder`` names.
@@ -44,9 +44,9 @@ class FewShotExperiment(Experiment):
     own: Folder | None = field(default=None, kw_only=True)
 
     @property
-    def tolerances(self) -> tuple[tuple[str, Tolerance], ...]:
-        """Some predictions may flip."""
-        return ("*accuracy*", Tolerance(per_sample=FLIPS / (self.ways * self.queries))), *Experiment.tolerances
+    def of_images(self) -> bool:
+        """Whether images are what it learns from."""
+        return True
 
     def config(self) -> dict[str, Any]:
         """The fields; of an own folder what decides the images, not where it lies, and nothing where there is none."""
@@ -54,6 +54,20 @@ class FewShotExperiment(Experiment):
         if own := found.pop("own"):
             found["own"] = {name: value for name, value in own.items() if name not in ("place", "content")}
         return found
+
+    @property
+    def channels(self) -> int:
+        """Of the images: 1 for grey, 3 for colour."""
+        return self.own.channels if self.own else 1
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images."""
+        return self.own.size if self.own else SIZE
+
+
+class FewShotExperiment(OnImages):
+    """An experiment on few-shot episodes of images."""
 
     @abstractmethod
     def published(self, split: str) -> ImageClasses:
@@ -66,14 +80,9 @@ class FewShotExperiment(Experiment):
         return self.own.classes(self.own.judged if split == "test" else split, self.ways)
 
     @property
-    def channels(self) -> int:
-        """Of the images: 1 for grey, 3 for colour."""
-        return self.own.channels if self.own else 1
-
-    @property
-    def size(self) -> int:
-        """Height and width of the images."""
-        return self.own.size if self.own else SIZE
+    def tolerances(self) -> tuple[tuple[str, Tolerance], ...]:
+        """Some predictions may flip."""
+        return ("*accuracy*", Tolerance(per_sample=FLIPS / (self.ways * self.queries))), *Experiment.tolerances
 
 
 class OnOmniglot(FewShotExperiment):
@@ -92,7 +101,7 @@ class OnOmniglot(FewShotExperiment):
         return self.own.provenance() if self.own else omniglot.provenance()
 
 
-def on_folder(experiment: Experiment, place: Path | str, trained: bool = False) -> FewShotExperiment:
+def on_folder(experiment: Experiment, place: Path | str, trained: bool = False) -> OnImages:
     """The experiment on the images of a reader's folder, named after their digest.
 
     Args:
@@ -103,7 +112,7 @@ def on_folder(experiment: Experiment, place: Path | str, trained: bool = False) 
     Raises:
         UserError: for an experiment without images, or a folder without.
     """
-    if not isinstance(experiment, FewShotExperiment):
+    if not isinstance(experiment, OnImages) or not experiment.of_images:
         raise UserError(
             f"{experiment.name} does not take images of your own: choose an experiment that does, such as "
             "maml-omniglot-5w1s"

@@ -26,7 +26,7 @@ from helpers.validate import one_of, whole
 PARTS = ("train", "validation", "test")
 HELD_OUT = {"test": 0.2, "validation": 0.16}  # shares of the classes where nothing else says so, as in mini-ImageNet
 KINDS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of files, by their ends
-GREY = ("1", "L", "LA", "La", "I")  # Pillow's modes without colours, and those that begin with I;16
+GREY = ("1", "L", "LA", "La", "I", "F")  # Pillow's modes without colours, and those that begin with I;16
 Files = dict[str, list[Path]]  # by class
 
 
@@ -307,6 +307,8 @@ def _scaled(file: Path, content: bytes, size: int, channels: int) -> np.ndarray:
 
     try:
         with Image.open(BytesIO(content)) as image:
+            if image.mode == "F":
+                raise UserError(f"the image {file} has floating point numbers for pixels: save it with whole numbers")
             image = ImageOps.exif_transpose(image)  # a telephone turns the camera, not the picture
             if image.mode == "I" or image.mode.startswith("I;16"):  # sixteen bits
                 image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
