@@ -10,10 +10,15 @@ import torch
 from pictures import folder
 from refusals import refused
 
-from helpers import experiments
-from helpers.experiments.few_shot import OnImages, on_folder
+from helpers import experiments, losses
+from helpers.experiments.few_shot import OnImages, accuracy_curve, on_folder
 from helpers.lab import checkpoints, training, variants
+from helpers.lab.evaluation import adaptation_curve
+from helpers.learners.descent import GradientDescent
+from helpers.models.convnet import ConvNet
 from helpers.numerics import tracing
+from helpers.runtime import generator
+from helpers.tasks.episodes import FewShot
 
 FEW = {"ways": 3, "queries": 1, "test_tasks": 2, "meta_batch": 1}
 IMAML = {"spot_tasks": 1, "diagnosed_tasks": 1, "inner_steps": 1, "headline_steps": 1, "test_steps": (1,), "chunk": 1}
@@ -82,3 +87,12 @@ def test_a_checkpoint_keeps_its_size_and_channels(place):
     assert "name their folder with --data-folder" in refused(lambda: restored.classes("train"))
     again = on_folder(restored, place, trained=True)
     assert again == restored and again.classes("train").images[0].shape[1:] == (3, 16, 16)
+
+
+def test_accuracies_are_the_same_in_parts():
+    family = FewShot(torch.randint(0, 256, (6, 5, 16, 16), dtype=torch.uint8, generator=generator(0)), 3, 1, 2)
+    tasks, steps = family.sample(31, generator(1)), (0, 2)
+    learner = GradientDescent(ConvNet(3, filters=4), losses.cross_entropy, 0.4)
+    theta = learner.init(generator(2))
+    whole = adaptation_curve(learner, theta, tasks, steps, losses.accuracy, chunk=25)
+    assert torch.equal(accuracy_curve(learner, theta, tasks, steps), whole)

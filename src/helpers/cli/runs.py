@@ -252,7 +252,7 @@ def register(commands: Commands) -> None:
         """metabook evaluate maml-sinusoid-5    beside what its record says
         metabook evaluate maml-sinusoid-5 --set test_tasks=2000
         metabook evaluate maml-sinusoid-5_seed-3 --json   an own run, by its name or its file
-        metabook evaluate maml-omniglot-5w1s --data-folder drawings   on the test classes of your own images""",
+        metabook evaluate maml-omniglot-5w1s --data-folder drawings   on images of your own""",
         "Nothing is written.",
     )
     command.add_argument("checkpoint", metavar="NAME|CHECKPOINT", help="an experiment, an own run, or a file")
@@ -270,7 +270,7 @@ def register(commands: Commands) -> None:
         """metabook train --list                the names
         metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; the same command goes on
         metabook train maml-sinusoid-5 --set inner_steps=5 --seed 3    an own variant
-        metabook train maml-omniglot-5w1s --data-folder drawings --set iterations=2000    on your own images
+        metabook train maml-omniglot-5w1s --data-folder drawings    on your own images, a folder a class
         metabook train --queue paper --budget 1h     whatever is not complete, most important first""",
         "Ctrl-C stops after the iteration, with checkpoint and record; a second one stops at once. A variant (--set, "
         "--seed, --out, --data-folder) is named after what was changed and never touches data/. A folder of images "
