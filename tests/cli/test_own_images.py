@@ -74,6 +74,7 @@ def test_a_run_on_own_images_from_training_to_evaluation(place, tmp_path, capsys
         (["maml-sinusoid-5", "--data-folder", "{place}"], "maml-sinusoid-5 does not take images of your own"),
         (["--data-folder", "{place}"], "are for one experiment: name it"),
         (["--queue", "paper", "--data-folder", "{place}"], "are for one experiment: name it"),
+        (["maml-omniglot-5w1s", "--set", "own.size=16"], "own of maml-omniglot-5w1s is None and has no field 'size'"),
         (["maml-omniglot-5w1s", "--data-folder", "{place}x"], "there is no folder"),
         (["maml-omniglot-5w1s", "--data-folder", "{place}", "--set", "ways=7"], "7-way tasks need at least 21"),
         (["maml-omniglot-5w1s", "--data-folder", "{place}", "--set", "shots=5"], "need 6 images of a class, but class"),

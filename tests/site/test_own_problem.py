@@ -53,7 +53,7 @@ def test_the_code_of_the_page(place):
     assert [line.split()[0] for line in printed[7:]] == ["MAML", "Reptile", "iMAML"]
     assert names["own"].channels == 3 and len(names["history"]) == 2
     longest = max(len(line) for block in blocks("python") for line in block.splitlines())
-    assert longest <= 100, "too wide for the page"
+    assert longest <= 76, "too wide for the page"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from refusals import refused
 
 from helpers.tasks.episodes import FewShot
-from helpers.tasks.images import ImageClasses
+from helpers.tasks.images import ImageClasses, rotations
 from helpers.types import Examples, Tasks
 
 
@@ -247,3 +247,5 @@ def test_classes_are_selected_by_name_or_number(images):
             lambda wrong=wrong: classes.select([wrong])
         )
     assert classes.to("cpu").names == classes.names
+    turned = rotations(classes)
+    assert len(turned.images) == 12 and torch.equal(turned.images[4], torch.rot90(images[1], 1, (-2, -1)))

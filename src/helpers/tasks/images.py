@@ -220,7 +220,8 @@ def rotations(classes: ImageClasses) -> ImageClasses:
     All unturned classes come first, then all turned by 90 degrees, and so on; names get the suffix ``/rot000`` …
     ``/rot270``.
     """
-    turned = torch.cat([torch.rot90(classes.images, k, dims=(2, 3)) for k in range(4)])
+    each = [tree_map(lambda t, k=k: torch.rot90(t, k, dims=(-2, -1)), classes.images) for k in range(4)]
+    turned = torch.cat(each) if isinstance(classes.images, Tensor) else sum(each, ())
     names = [f"{name}/rot{90 * k:03d}" for k in range(4) for name in classes.names]
     return ImageClasses(turned, names, classes.groups * 4, classes.provenance | {"rotations": True})
 
