@@ -19,30 +19,32 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from helpers.errors import UserError
     from helpers.estimators import chunked, fomaml, imaml, maml, reptile, stepwise, traced
+    from helpers.lab.evaluation import adaptation_curve
     from helpers.lab.training import fit, train
     from helpers.learners import GradientDescent, LearnedDescent, MinibatchDescent, Proximal
-    from helpers.losses import cross_entropy, mean_squared_error
+    from helpers.losses import accuracy, cross_entropy, mean_squared_error
     from helpers.models import MLP, ConvNet, from_module
     from helpers.runtime import generator
-    from helpers.tasks import FewShot, Sinusoids
+    from helpers.tasks import FewShot, Functions, Sinusoids
     from helpers.types import Examples, Tasks
 
 _HOME = {
     "chunked": "estimators", "fomaml": "estimators", "imaml": "estimators", "maml": "estimators",
     "reptile": "estimators", "stepwise": "estimators", "traced": "estimators",
-    "fit": "lab.training", "train": "lab.training",
+    "adaptation_curve": "lab.evaluation", "fit": "lab.training", "train": "lab.training",
     "GradientDescent": "learners", "LearnedDescent": "learners", "MinibatchDescent": "learners", "Proximal": "learners",
-    "cross_entropy": "losses", "mean_squared_error": "losses",
+    "accuracy": "losses", "cross_entropy": "losses", "mean_squared_error": "losses",
     "MLP": "models", "ConvNet": "models", "from_module": "models",
     "UserError": "errors", "generator": "runtime",
-    "FewShot": "tasks", "Sinusoids": "tasks",
+    "FewShot": "tasks", "Functions": "tasks", "Sinusoids": "tasks",
     "Examples": "types", "Tasks": "types",
 }  # fmt: skip
 
 __all__ = [
-    "ConvNet", "Examples", "FewShot", "GradientDescent", "LearnedDescent", "MLP", "MinibatchDescent", "Proximal",
-    "Sinusoids", "Tasks", "UserError", "__version__", "chunked", "cross_entropy", "fit", "fomaml", "from_module",
-    "generator", "imaml", "maml", "mean_squared_error", "reptile", "stepwise", "traced", "train",
+    "ConvNet", "Examples", "FewShot", "Functions", "GradientDescent", "LearnedDescent", "MLP", "MinibatchDescent",
+    "Proximal", "Sinusoids", "Tasks", "UserError", "__version__", "accuracy", "adaptation_curve", "chunked",
+    "cross_entropy", "fit", "fomaml", "from_module", "generator", "imaml", "maml", "mean_squared_error", "reptile",
+    "stepwise", "traced", "train",
 ]  # fmt: skip
 
 try:

@@ -53,7 +53,7 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
         (["train", "third"], "there is no experiment 'third'"),
         (["train", ""], "there is no experiment ''"),
         (["train", "--list", "first"], "--list prints the names of all experiments: it goes alone"),
-        (["train", "--set", "hidden=3"], "--set, --seed and --out are for one experiment: name it"),
+        (["train", "--set", "hidden=3"], "--set, --seed, --out and --data-folder are for one experiment: name it"),
         (["train", "first", "--set", "hiden=3"], "first has no field 'hiden' (did you mean hidden?); `metabook show"),
         (["train", "first", "--set", "hidden=three"], "hidden of first must be a whole number, not 'three'"),
         (["train", "first", "--set", "hidden=3.0"], "hidden of first must be a whole number, not '3.0'"),

@@ -45,7 +45,7 @@ def test_every_kind_stands_in_the_frame(name):
     assert all(isinstance(hints[name], type) or get_origin(hints[name]) for name in names)
     # What an experiment must have and what it may have is all there, as a field, a property or a default.
     assert all(hasattr(KINDS[name], asked) for asked in get_type_hints(protocols.Experiment))
-    assert set(names) <= set(KINDS[name].config()) | {"start", "watched"}
+    assert set(names) <= set(KINDS[name].config()) | {"own", "start", "watched"}
 
 
 def test_the_frame_has_all_that_the_laboratory_asks_for():

@@ -62,6 +62,7 @@ def test_long_names_are_cut_and_stay_apart():
         ({"carry": "5"}, "carry of tiny must be true or false, not '5'"),
         ({"inner.epoch": "5"}, "inner of tiny has no field 'epoch' (did you mean epochs?)"),
         ({"inner": "5"}, "inner of tiny has fields of its own: set one of them, as in inner.epochs=VALUE"),
+        ({"steps.first": "5"}, "steps of tiny is (1, 3) and has no field 'first'"),
         ({"seed": "-1"}, "the seed of tiny must be a whole number of at least 0"),
         ({"name": "mine"}, "leave `name` out"),
     ],

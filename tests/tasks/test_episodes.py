@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from refusals import refused
 
 from helpers.tasks.episodes import FewShot
+from helpers.tasks.images import ImageClasses, rotations
 from helpers.types import Examples, Tasks
 
 
@@ -171,3 +172,80 @@ def test_on_a_gpu_everything_stays_there():
     family = FewShot(coded_images(8, 10).cuda(), 5, 1, 1)
     tasks = family.sample(4, torch.Generator("cuda").manual_seed(0))
     assert all(tensor.is_cuda for part in tasks for tensor in part)
+
+
+# ---------------------------------------- colours, and classes that differ in size
+
+
+def coloured(counts: list[int]) -> list[torch.Tensor]:
+    """Images in three channels; red is the class, green the instance."""
+    images = [torch.zeros(count, 3, 4, 4, dtype=torch.uint8) for count in counts]
+    for number, one in enumerate(images):
+        one[:, 0], one[:, 1] = number, torch.arange(len(one), dtype=torch.uint8).view(-1, 1, 1)
+    return images
+
+
+def test_colours_are_channels():
+    even = torch.stack(coloured([6] * 5))
+    tasks = FewShot(even, 3, 1, 2).sample(4, generator())
+    assert tasks.query.x.shape == (4, 6, 3, 4, 4)
+    grey = FewShot(coded_images(5, 6), 3, 1, 2).sample(4, generator())
+    assert torch.equal((tasks.query.x[:, :, 0, 0, 0] * 255).round(), read_back(grey.query.x)[0].float()), "same draws"
+
+
+def test_a_list_of_even_classes_draws_what_a_tensor_draws():
+    images = coded_images(8, 10)
+    one, other = (FewShot(i, 5, 1, 2).sample(3, generator(7)) for i in (images, list(images)))
+    assert torch.equal(one.support.x, other.support.x) and torch.equal(one.query.x, other.query.x)
+
+
+def test_uneven_classes_are_drawn_without_replacement_and_evenly():
+    counts = [5, 9, 40, 6, 5]
+    tasks = FewShot(coloured(counts), 3, 2, 3).sample(4000, generator(3))
+    x = (torch.cat([tasks.support.x, tasks.query.x], 1)[..., 0, 0] * 255).round().long()
+    cls, instance = x[:, :, 0], x[:, :, 1]
+    label = torch.cat([tasks.support.y, tasks.query.y], 1)
+    assert (instance < torch.tensor(counts)[cls]).all(), "an instance of its own class"
+    order = label.argsort(dim=1, stable=True)
+    cls, instance = (v.gather(1, order).unflatten(1, (3, 5)) for v in (cls, instance))
+    assert (cls == cls[..., :1]).all()
+    assert (instance.sort(-1).values.diff(dim=-1) > 0).all(), "no image twice"
+    shares = torch.bincount(cls[..., 0].flatten(), minlength=5) / (4000 * 3)
+    assert (shares - 0.2).abs().max() < 0.015, "each class as likely as any other, whatever its size"
+    drawn = torch.bincount(instance[cls == 2].flatten(), minlength=40).double()
+    assert (drawn / drawn.mean() - 1).abs().max() < 0.25, "each image of a class as likely as any other"
+
+
+def test_classes_that_are_too_small_are_named():
+    names = ["cat", "dog", "emu", "fox"]
+    classes = ImageClasses(tuple(coloured([9, 3, 9, 2])), names, [""] * 4, {})
+    assert refused(lambda: FewShot(classes, 2, 1, 4)) == (
+        "1 shots and 4 queries need 5 images of a class, but dog has 3 and fox has 2: choose fewer, "
+        "or leave the small classes out"
+    )
+    assert FewShot(classes.select(["emu", "cat"]), 2, 1, 4).sample(1, generator()).query.x.shape[1] == 8
+    assert "class 1 has 3" in refused(lambda: FewShot(coloured([9, 3, 9, 2]), 2, 1, 4))
+    assert "and 2 more have fewer as well" in refused(lambda: FewShot(coloured([9] + [1] * 7), 2, 1, 4))
+
+
+def test_images_that_do_not_go_together():
+    three, one = coloured([4])[0], torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
+    found = refused(lambda: FewShot([three, one], 2, 1, 1))
+    assert "not a list of torch.uint8 of shape [n, 1, 4, 4] and torch.uint8 of shape [n, 3, 4, 4]" in found
+    assert "a list of torch.float32" in refused(lambda: FewShot([three.float()] * 3, 2, 1, 1))
+    assert "a list" in refused(lambda: FewShot([], 2, 1, 1))
+
+
+@pytest.mark.parametrize("images", [coded_images(3, 4), tuple(coloured([4, 5, 6]))])
+def test_classes_are_selected_by_name_or_number(images):
+    classes = ImageClasses(images, ["alpha", "beta", "gamma"], ["Greek"] * 3, {})
+    chosen = classes.select(["gamma", 0])
+    assert chosen.names == ["gamma", "alpha"] and torch.equal(chosen.images[0], images[2])
+    assert refused(lambda: classes.select(["gama"])).startswith("there is no class 'gama' (did you mean gamma")
+    for wrong in (3, -1):
+        assert f"there is no class {wrong}: the 3 classes are numbered from 0" in refused(
+            lambda wrong=wrong: classes.select([wrong])
+        )
+    assert classes.to("cpu").names == classes.names
+    turned = rotations(classes)
+    assert len(turned.images) == 12 and torch.equal(turned.images[4], torch.rot90(images[1], 1, (-2, -1)))

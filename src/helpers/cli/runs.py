@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from helpers.cli.grammar import Commands, add_settings, folder, positive, seconds
 from helpers.errors import UserError, nearest
@@ -29,7 +30,7 @@ def train(options: argparse.Namespace) -> int | None:
     from helpers.lab import checkpoints, training
 
     changes = dict(options.settings) | ({} if options.seed is None else {"seed": options.seed})
-    _refuse_mixtures(options, own=bool(changes) or options.out is not None)
+    _refuse_mixtures(options, own=bool(changes) or options.out is not None or options.data_folder is not None)
     if options.name is None and options.queue is None:
         for name in experiments.catalogue():
             print(name)
@@ -37,19 +38,34 @@ def train(options: argparse.Namespace) -> int | None:
     if options.queue is not None:
         return _queue(list(experiments.catalogue().values()), options.budget, _prepared(options))
     experiment = experiments.find(options.name)
-    if not changes and options.out is None:
+    if not changes and options.out is None and options.data_folder is None:
         training.train(experiment, budget=options.budget, **_prepared(options))
         return None
     out = options.out or runtime.root() / OWN
     if out.resolve() == runtime.root() / "data":
         raise UserError(f"{out} is for the recorded experiments alone: name another folder with --out")
-    own = _variant(experiment, changes)
+    own = _variant(_on_folder(experiment, options.data_folder, False), changes)
+    _say_images(own, sys.stdout)
     settings = _prepared(options)
     with _values_make_sense(own.name):
         training.train(own, budget=options.budget, data=out, **settings)
     name = own.name if options.out is None else out / "checkpoints" / f"{own.name}{checkpoints.SUFFIX}"
-    print(f"`metabook evaluate {name}` measures it again")
+    images = "" if options.data_folder is None else f" --data-folder {shlex.quote(str(options.data_folder))}"
+    print(f"`metabook evaluate {name}{images}` measures it again")
     return None
+
+
+def _on_folder(experiment, place: Path | None, trained: bool):
+    """The experiment on the images of a folder, if there is one."""
+    from helpers.experiments import few_shot
+
+    return experiment if place is None else few_shot.on_folder(experiment, place, trained)
+
+
+def _say_images(experiment, to: TextIO) -> None:
+    """What an own folder holds and what is made of it."""
+    if getattr(experiment, "own", None) is not None:
+        print(experiment.own.sentence(experiment.ways), file=to)
 
 
 def _refuse_mixtures(options: argparse.Namespace, own: bool) -> None:
@@ -63,7 +79,7 @@ def _refuse_mixtures(options: argparse.Namespace, own: bool) -> None:
     if options.list and (options.name is not None or queue is not None):
         raise UserError("--list prints the names of all experiments: it goes alone")
     if own and options.name is None:
-        raise UserError("--set, --seed and --out are for one experiment: name it")
+        raise UserError("--set, --seed, --out and --data-folder are for one experiment: name it")
 
 
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +157,15 @@ def evaluate(options: argparse.Namespace) -> None:
     path = _checkpoint(options.checkpoint)
     _, header = checkpoints.read_checkpoint(path)
     trained = variants.restored(header["config"], experiments.catalogue())
-    judged = _variant(trained, dict(options.settings))
+    judged = _variant(_on_folder(trained, options.data_folder, True), dict(options.settings))
+    _say_images(judged, sys.stderr if options.json else sys.stdout)
+    before, now = (getattr(one, "own", None) for one in (trained, judged))
+    if before and before.sha256 != now.sha256:
+        print(
+            f"metabook: it was trained on other images (SHA-256 {before.sha256[:8]}…), and some of the classes that it "
+            "is judged on may have been among them",
+            file=sys.stderr,
+        )
     device = runtime.pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -157,7 +181,8 @@ def evaluate(options: argparse.Namespace) -> None:
         found |= {"config": checkpoints.configuration(judged), "metrics": metrics, "machine": runtime.machine(device)}
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
-    record = None if options.settings else records.load(trained.name, True, path.parent.parent / "records")
+    same = not options.settings and before == now
+    record = records.load(trained.name, True, path.parent.parent / "records") if same else None
     recorded = record["metrics"] if record and record["iterations"]["done"] == header["iteration"] else {}
     print(f"{judged.name}: {header['iteration']:,} of {trained.iterations:,} iterations, {path}")
     rows = [
@@ -217,6 +242,7 @@ def campaign(options: argparse.Namespace) -> None:
 def register(commands: Commands) -> None:
     """Add these verbs."""
     devices = {"default": "auto", "help": "cpu, cuda or auto (the default)"}
+    images = {"type": folder, "metavar": "FOLDER", "help": "images of your own, in a folder for each class"}
     threads = {"type": positive, "metavar": "N", "help": "CPU threads"}
 
     command = commands.add(
@@ -225,11 +251,13 @@ def register(commands: Commands) -> None:
         "measure a checkpoint anew on this machine, and print its metrics with 95 % intervals",
         """metabook evaluate maml-sinusoid-5    beside what its record says
         metabook evaluate maml-sinusoid-5 --set test_tasks=2000
-        metabook evaluate maml-sinusoid-5_seed-3 --json   an own run, by its name or its file""",
+        metabook evaluate maml-sinusoid-5_seed-3 --json   an own run, by its name or its file
+        metabook evaluate maml-omniglot-5w1s --data-folder drawings   on images of your own""",
         "Nothing is written.",
     )
     command.add_argument("checkpoint", metavar="NAME|CHECKPOINT", help="an experiment, an own run, or a file")
     add_settings(command, "another value for a field of the experiment, such as test_tasks=2000")
+    command.add_argument("--data-folder", **images)
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--spot", action="store_true", help="where an evaluation is long, only its short part")
     command.add_argument("--device", **devices)
@@ -242,14 +270,18 @@ def register(commands: Commands) -> None:
         """metabook train --list                the names
         metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; the same command goes on
         metabook train maml-sinusoid-5 --set inner_steps=5 --seed 3    an own variant
+        metabook train maml-omniglot-5w1s --data-folder drawings    on your own images, a folder a class
         metabook train --queue paper --budget 1h     whatever is not complete, most important first""",
         "Ctrl-C stops after the iteration, with checkpoint and record; a second one stops at once. A variant (--set, "
-        "--seed, --out) is named after what was changed and never touches data/.",
+        "--seed, --out, --data-folder) is named after what was changed and never touches data/. A folder of images "
+        "has a folder for each class, or the folders train, validation and test with those of the classes; any size "
+        "and number of images will do, grey or coloured (own.size, own.channels and own.split_seed can be --set).",
     )
     command.add_argument("name", nargs="?", help="the experiment")
     command.add_argument("--list", action="store_true", help="list the experiments")
     command.add_argument("--queue", metavar="QUEUE", help="instead of one experiment all of a queue: paper")
     add_settings(command, "a value for a field that `metabook show NAME` lists")
+    command.add_argument("--data-folder", **images)
     command.add_argument("--seed", metavar="N", help="the same as --set seed=N")
     command.add_argument("--out", type=folder, metavar="FOLDER", help=f"where a variant goes; {OWN} by default")
     command.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after this long: 90s, 20m, 1.5h")

@@ -17,7 +17,7 @@ from helpers.learners.descent import RATE, GradientDescent
 from helpers.learners.proximal import Proximal
 from helpers.numerics import solvers
 from helpers.numerics.tracing import linearized
-from helpers.types import Examples, Params, Tasks
+from helpers.types import Examples, Learner, Params, Tasks
 
 __all__ = ["Implicit", "ImplicitGradient", "released"]
 
@@ -75,6 +75,8 @@ class ImplicitGradient:  # noqa: N801 (an estimator, like the functions beside i
         by: Callable[[Callable], Callable] | None = None,
         tolerance: float | None = None,
     ) -> None:
+        if isinstance(solver, Learner):
+            raise UserError("imaml has settings, so it is made before it is used: imaml()(learner, theta, tasks)")
         self.solver = solver or partial(solvers.conjugate_gradient, steps=5)
         self.tolerance = tolerance
         plain = by is None

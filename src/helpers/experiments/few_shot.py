@@ -1,31 +1,72 @@
-"""Few-shot images, of Omniglot or of glyphs: what the experiments of several papers share."""
+"""Few-shot images, of Omniglot, of glyphs or of a reader's own: what the experiments of several papers share."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
 
 from helpers import estimators, losses
+from helpers.errors import UserError
 from helpers.experiments.base import Experiment, Run, Tolerance
 from helpers.lab import evaluation
 from helpers.lab.statistics import Interval, interval
 from helpers.learners.descent import GradientDescent
 from helpers.numerics import tracing
+from helpers.tasks import folders
 from helpers.tasks.episodes import FewShot
+from helpers.tasks.folders import Folder
+from helpers.tasks.images import ImageClasses
 from helpers.types import Estimator, Learner, Params, Tasks
 
 # Inner steps amplify rounding, so that a prediction on the border between two classes may flip. Five of them are
 # allowed, which is less than half of the interval of 600 tasks.
 FLIPS = 5.5
+SIZE = 28  # height and width of the images of the recorded experiments
 ACCURACIES = (("transductive", True), ("inductive", False))  # kinds by name, and whether queries are seen together
 
 
-class FewShotExperiment(Experiment):
+@dataclass(frozen=True)
+class OnImages(Experiment):
+    """An experiment on classes of images, in whose place a reader's own may be put.
+
+    Attributes:
+        own: a folder of your own images in place of the experiment's, which ``--data-folder`` names.
+    """
+
+    own: Folder | None = field(default=None, kw_only=True)
+
+    @property
+    def of_images(self) -> bool:
+        """Whether images are what it learns from."""
+        return True
+
+    def config(self) -> dict[str, Any]:
+        """The fields; of an own folder what decides the images, not where it lies, and nothing where there is none."""
+        found = super().config()
+        if own := found.pop("own"):
+            found["own"] = {name: value for name, value in own.items() if name not in ("place", "content")}
+        return found
+
+    @property
+    def channels(self) -> int:
+        """Of the images: 1 for grey, 3 for colour."""
+        return self.own.channels if self.own else 1
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images."""
+        return self.own.size if self.own else SIZE
+
+
+class FewShotExperiment(OnImages):
     """An experiment on few-shot episodes of images.
 
     Attributes:
@@ -37,6 +78,16 @@ class FewShotExperiment(Experiment):
     ways: int
     queries: int
 
+    @abstractmethod
+    def published(self, split: str) -> ImageClasses:
+        """The images of the recorded experiment: its ``"train"`` or ``"test"`` classes."""
+
+    def classes(self, split: str) -> ImageClasses:
+        """The images to train on, ``"train"``, or to be judged on, ``"test"``: those of the reader's folder, if any."""
+        if self.own is None:
+            return self.published(split)
+        return self.own.classes(self.own.judged if split == "test" else split, self.ways)
+
     @property
     def tolerances(self) -> tuple[tuple[str, Tolerance], ...]:
         """Some predictions may flip."""
@@ -46,11 +97,40 @@ class FewShotExperiment(Experiment):
 class OnOmniglot(FewShotExperiment):
     """An experiment whose data are Omniglot."""
 
+    def published(self, split: str) -> ImageClasses:
+        """Characters to train on, turned as well, or to be judged on."""
+        from helpers.tasks import omniglot
+
+        return omniglot.load(split)
+
     def data(self) -> dict[str, Any]:
         """Digest of the images and of the split."""
         from helpers.tasks import omniglot
 
-        return omniglot.provenance()
+        return self.own.provenance() if self.own else omniglot.provenance()
+
+
+def on_folder(experiment: Experiment, place: Path | str, trained: bool = False) -> OnImages:
+    """The experiment on the images of a reader's folder, named after their digest.
+
+    Args:
+        place: see :func:`helpers.tasks.folders.read`.
+        trained: the experiment has a checkpoint, which is to be judged on these images. They then get the size and the
+            channels that its network takes; and if it was trained on the same images, all remains as it was.
+
+    Raises:
+        UserError: for an experiment without images, or a folder without.
+    """
+    if not isinstance(experiment, OnImages) or not experiment.of_images:
+        raise UserError(
+            f"{experiment.name} does not take images of your own: choose an experiment that does, such as "
+            "maml-omniglot-5w1s"
+        )
+    before = experiment.own
+    found = folders.read(place, experiment.size, experiment.channels) if trained else folders.read(place)
+    if before and before.sha256 == found.sha256:
+        return replace(experiment, own=replace(before, place=found.place, content=found.content))
+    return replace(experiment, own=found, name=f"{experiment.name}_own-folder-{found.sha256[:8]}")
 
 
 @dataclass(eq=False)
@@ -100,8 +180,15 @@ def accuracy_curve(
     learner: GradientDescent, theta: Params, tasks: Tasks, steps: Sequence[int], transductive: bool = True
 ) -> Tensor:
     """Accuracies ``[steps, tasks]`` after numbers of inner steps, as many tasks at a time as the device is good for."""
-    chunk = 25 if tasks.support.x.device.type == "cpu" else 300
-    return evaluation.adaptation_curve(learner, theta, tasks, steps, losses.accuracy, transductive, chunk=chunk)
+    size = 25 if tasks.support.x.device.type == "cpu" else 300
+    begins = range(0, len(tasks.query.x), size)
+    curves = []
+    for begin in tqdm(begins, desc="testing", unit_scale=size, unit="task", leave=False, delay=2, disable=None):
+        some = tree_map(lambda t, begin=begin: t[begin : begin + size], tasks)
+        curves.append(
+            evaluation.adaptation_curve(learner, theta, some, steps, losses.accuracy, transductive, chunk=None)
+        )
+    return torch.cat(curves, 1)
 
 
 def accuracies(

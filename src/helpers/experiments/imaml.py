@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from helpers import estimators, losses
+from helpers import estimators, losses, runtime
+from helpers.errors import UserError
 from helpers.experiments.base import Tolerance, chosen, drawn
 from helpers.experiments.few_shot import FewShotRun, OnOmniglot, accuracies, accuracy_curve
 from helpers.experiments.fields import among
@@ -115,9 +116,10 @@ class Omniglot(OnOmniglot):
     def learner(self) -> Proximal:
         """Network, loss and inner loop."""
         # The first weights of the released code are √3 times Xavier's: with normalisation, a third of the curvature.
-        ends = {"flatten": True, "affine": True}
+        images = {"channels": self.channels, "size": self.size}
+        ends = {"flatten": True, "affine": True, **images}
         model = {
-            "maml": ConvNet(self.ways),
+            "maml": ConvNet(self.ways, **images),
             "released": ConvNet(self.ways, head_scale=None, gain=3**0.5, **ends),
             "norm-last": ConvNet(self.ways, head_scale=0.0, norm_last=True, **ends),
         }[self.network]
@@ -131,21 +133,23 @@ class Omniglot(OnOmniglot):
         """Load the images and build the estimator."""
         from helpers.tasks import omniglot
 
-        train = omniglot.load("train")
-        family = FewShot(train.images.to(device), self.ways, self.shots, self.queries * self.query_sets)
+        train = self.classes("train")
+        family = FewShot(train.to(device), self.ways, self.shots, self.queries * self.query_sets)
         run = OmniglotTraining(self, family, device, compiled)
-        run.judged_on(train, omniglot.load("test"), omniglot.leaking_split())
+        run.judged_on(train, self.classes("test"), None if self.own else omniglot.leaking_split())
         return run
 
 
 class OmniglotTraining(FewShotRun):
     """An Omniglot experiment on one device."""
 
-    def judged_on(self, train: ImageClasses, test: ImageClasses, leaking: ImageClasses) -> None:
-        """Draw the tasks of the evaluation."""
-        self.tests = {"test": self.draw(test), "leaking": self.draw(leaking)}
-        trained = {name.removesuffix("/rot000") for name in train.names}
-        self.share_trained = sum(name in trained for name in leaking.names) / len(leaking)
+    def judged_on(self, train: ImageClasses, test: ImageClasses, leaking: ImageClasses | None) -> None:
+        """Draw the tasks of the evaluation; only Omniglot has a split that leaks."""
+        self.tests = {"test": self.draw(test)}
+        if leaking is not None:
+            self.tests["leaking"] = self.draw(leaking)
+            trained = {name.removesuffix("/rot000") for name in train.names}
+            self.share_trained = sum(name in trained for name in leaking.names) / len(leaking)
         self.watched = self.draw(train, WATCH_SEED, self.experiment.diagnosed_tasks)
 
     def estimator_in(self, form: str) -> Estimator:
@@ -159,13 +163,19 @@ class OmniglotTraining(FewShotRun):
     def draw(self, classes: ImageClasses, seed: int = TEST_SEED, count: int | None = None) -> Tasks:
         """``count`` tasks (those of a test)."""
         e = self.experiment
-        return drawn(FewShot(classes.images, e.ways, e.shots, e.queries), count or e.test_tasks, seed, self.device)
+        return drawn(FewShot(classes, e.ways, e.shots, e.queries), count or e.test_tasks, seed, self.device)
 
     def init(self, generator: torch.Generator) -> Params:
         """The learner's fresh θ, or that of the checkpoint in which the experiment starts."""
         if not self.experiment.start:
             return self.learner.init(generator)
-        return {name: value.to(self.device) for name, value in checkpoints.load_theta(self.experiment.start).items()}
+        theta, fresh = checkpoints.load_theta(self.experiment.start), self.learner.init(runtime.generator(0))
+        if {name: value.shape for name, value in theta.items()} != {name: value.shape for name, value in fresh.items()}:
+            raise UserError(
+                f"{self.experiment.name} cannot start from {self.experiment.start}, whose network is for other images "
+                "or ways: start afresh with --set start=none"
+            )
+        return {name: value.to(self.device) for name, value in theta.items()}
 
     def spot_check(self, theta: Params) -> dict[str, statistics.Interval]:
         """The accuracies on the first test tasks alone: for the points on the way, and to check a record."""
@@ -178,9 +188,10 @@ class OmniglotTraining(FewShotRun):
         """Accuracies, transductive and not; on the leaking split; without the pull; and how well the solvers solved."""
         e, headline = self.experiment, (self.experiment.headline_steps,)
         measured = accuracies(self.learner, theta, self.tests["test"], e.test_steps, e.headline_steps, e.spot_tasks)
-        leaking = accuracy_curve(self.learner, theta, self.tests["leaking"], headline)
-        measured["leaking_accuracy"] = statistics.interval(leaking)
-        measured["leaking_share_trained"] = chosen(self.share_trained)
+        if "leaking" in self.tests:
+            leaking = accuracy_curve(self.learner, theta, self.tests["leaking"], headline)
+            measured["leaking_accuracy"] = statistics.interval(leaking)
+            measured["leaking_share_trained"] = chosen(self.share_trained)
         # The released test script adapts without the proximal term. (No strength at all is not a proximal problem.)
         if e.solver == "gradient":
             free = self.learner.replace(strength=1e-30)

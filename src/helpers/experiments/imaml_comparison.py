@@ -27,6 +27,7 @@ from helpers.numerics import tracing
 from helpers.numerics.solvers import conjugate_gradient
 from helpers.tasks.batches import merge_support_query, minibatches
 from helpers.tasks.episodes import FewShot
+from helpers.tasks.images import ImageClasses
 from helpers.types import Params, Tasks
 
 METHODS = ("maml", "fomaml", "reptile", "imaml", "released")
@@ -90,15 +91,20 @@ class Comparison(FewShotExperiment):
         """The fields, and what follows from the budget: iterations, and how far apart the points of the curve are."""
         return super().config() | {"iterations": self.iterations, "evaluate_every": self.evaluate_every}
 
-    def data(self) -> dict[str, Any]:
-        """What the glyphs are drawn from."""
+    def published(self, split: str) -> ImageClasses:
+        """Glyphs."""
         from helpers.tasks import glyphs
 
-        return glyphs.load("train").provenance
+        return glyphs.load(split)
+
+    def data(self) -> dict[str, Any]:
+        """What the glyphs are drawn from."""
+        return self.own.provenance() if self.own else self.published("train").provenance
 
     def learner(self) -> GradientDescent:
         """The network with all its parameters adapted, and the method's inner loop."""
-        model = ConvNet(self.ways, filters=self.filters, flatten=True, affine=True)
+        images = {"channels": self.channels, "size": self.size}
+        model = ConvNet(self.ways, filters=self.filters, flatten=True, affine=True, **images)
         settings = (model, losses.cross_entropy, self.inner_rate, self.inner_steps)
         if self.method in ("imaml", "released"):
             return Proximal(*settings, strength=self.strength)
@@ -106,15 +112,13 @@ class Comparison(FewShotExperiment):
 
     def setup(self, device: torch.device, compiled: bool) -> ComparisonTraining:
         """Draw the glyphs and build the estimator."""
-        from helpers.tasks import glyphs
-
-        return ComparisonTraining(self, glyphs.load("train").images, glyphs.load("test").images, device)
+        return ComparisonTraining(self, self.classes("train"), self.classes("test"), device)
 
 
 class ComparisonTraining(Run):
     """A method with its seeds side by side: θ holds them under ``0/``, ``1/`` …"""
 
-    def __init__(self, experiment: Comparison, train: Tensor, test: Tensor, device: torch.device) -> None:
+    def __init__(self, experiment: Comparison, train: ImageClasses, test: ImageClasses, device: torch.device) -> None:
         e = self.experiment = experiment
         self.device, self.learner, self.test = device, e.learner(), test
         self.family = FewShot(train.to(device), e.ways, e.shots, e.queries)

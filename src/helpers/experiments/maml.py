@@ -69,8 +69,9 @@ class Omniglot(OnOmniglot):
     def learner(self) -> GradientDescent:
         """Network, loss and inner loop."""
         conv = self.network == "conv"
-        connected = MLP((784, 256, 128, 64, 64, self.ways), norm=True)
-        model = ConvNet(self.ways, head_scale=self.head_scale) if conv else connected
+        connected = MLP((self.channels * self.size**2, 256, 128, 64, 64, self.ways), norm=True)
+        images = {"channels": self.channels, "size": self.size}
+        model = ConvNet(self.ways, head_scale=self.head_scale, **images) if conv else connected
         return GradientDescent(model, losses.cross_entropy, self.inner_rate, self.inner_steps)
 
     def at(self, learner: GradientDescent, iteration: int, device: torch.device) -> GradientDescent:
@@ -79,10 +80,8 @@ class Omniglot(OnOmniglot):
 
     def setup(self, device: torch.device, compiled: bool) -> Training:
         """Load the images and build the estimator."""
-        from helpers.tasks import omniglot
-
-        family = FewShot(omniglot.load("train").images.to(device), self.ways, self.shots, self.queries)
-        unseen = FewShot(omniglot.load("test").images, self.ways, self.shots, self.queries)
+        family = FewShot(self.classes("train").to(device), self.ways, self.shots, self.queries)
+        unseen = FewShot(self.classes("test"), self.ways, self.shots, self.queries)
         return Training(self, family, device, compiled, drawn(unseen, self.test_tasks, TEST_SEED, device))
 
 

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, Tolerance, chosen, drawn
+from helpers.experiments.base import Run, Tolerance, chosen, drawn
+from helpers.experiments.few_shot import OnImages
 from helpers.experiments.fields import AT_LEAST_0, among, limited
 from helpers.experiments.paradigms_sources import Sources
 from helpers.lab import checkpoints, evaluation, records, statistics
@@ -57,7 +58,7 @@ DESCENDING = ("optimizer", "initialization", "architecture", "joint", "multisour
 
 
 @dataclass(frozen=True)
-class ParadigmExperiment(Experiment):
+class ParadigmExperiment(OnImages):
     """One method on one family of tasks, several seeds, judged by the number of shots and by what adaptation costs.
 
     All methods see the same test tasks. What is chosen for adaptation, its rate and number of steps, every descending
@@ -110,8 +111,21 @@ class ParadigmExperiment(Experiment):
     evaluate_every: int = 1_000_000
     paper: str = "ways"
 
+    @property
+    def of_images(self) -> bool:
+        """Whether it learns from glyphs."""
+        return self.family == "glyphs"
+
+    def splits(self) -> tuple[ImageClasses, ImageClasses, ImageClasses]:
+        """Classes to train on, to choose by and to be judged on: those of the reader's folder, if any."""
+        if self.own is None:
+            return glyph_splits()
+        return tuple(self.own.classes(part, self.ways) for part in ("train", "validation", self.own.judged))
+
     def data(self) -> dict[str, Any]:
         """What the tasks are made of."""
+        if self.own:
+            return self.own.provenance()
         if self.family == "sinusoid":
             return super().data()
         from helpers.tasks import glyphs
@@ -123,7 +137,7 @@ class ParadigmExperiment(Experiment):
         if self.family == "sinusoid":
             # Pre-training and MAML begin with larger weights than PyTorch's: both then leave the plateau sooner.
             return MLP((1, 40, 40, outputs or 1), scale=0.3 if self.method in ("initialization", "joint") else None)
-        return ConvNet(outputs or self.ways, filters=self.filters)
+        return ConvNet(outputs or self.ways, filters=self.filters, channels=self.channels)
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -133,7 +147,8 @@ class ParadigmExperiment(Experiment):
     def learner(self) -> GradientDescent | Amortized:
         """The learner of the method."""
         images = self.family == "glyphs"
-        features = ConvNet(64, filters=self.filters, head_scale=None) if images else MLP((1, 40, 40), scale=None)
+        looks = ConvNet(64, filters=self.filters, head_scale=None, channels=self.channels)
+        features = looks if images else MLP((1, 40, 40), scale=None)
         descent = (self.loss, self.inner_rate, self.inner_steps)
         match self.method:
             case "recurrence":
@@ -146,7 +161,8 @@ class ParadigmExperiment(Experiment):
                 # As in the paper, the gradients of the inner loss are no functions of the rule.
                 return LearnedDescent(self.model(), *descent, first_order=True, rule=RecurrentRule(hidden=10))
             case "architecture":
-                mixed = MixedConvNet(self.ways, self.filters) if images else MixedMLP((1, 40, 40, 1))
+                kinds = MixedConvNet(self.ways, self.filters, channels=self.channels) if images else None
+                mixed = kinds or MixedMLP((1, 40, 40, 1))
                 return LearnedDescent(mixed, *descent, learn_frozen=True)
             case "scratch":
                 return LearnedDescent(self.model(), *descent)
@@ -182,7 +198,9 @@ def shifted(experiment: ParadigmExperiment) -> dict[str, Callable[[Tasks], Tasks
 
     def smaller(x: Tensor) -> Tensor:
         half = functional.avg_pool2d(x.flatten(0, 1), 2)
-        return functional.pad(half, (7, 7, 7, 7)).view_as(x)
+        lack = x.shape[-1] - half.shape[-1]
+        before, after = lack // 2, lack - lack // 2
+        return functional.pad(half, (before, after, before, after)).view_as(x)
 
     return {
         "turned": changed(lambda x: x.rot90(1, (-2, -1))),
@@ -199,8 +217,8 @@ class WayTraining(Run):
         self.device, self.learner = device, e.learner()
         self.estimator = tracing.traced(estimators.maml)
         if e.family == "glyphs":
-            self.train, self.valid, self.test = glyph_splits()
-            self.images = self.train.images.to(device)
+            self.train, self.valid, self.test = e.splits()
+            self.images = self.train.to(device)
         train = self.train if e.family == "glyphs" else None
         self.sources = Sources(e, train, TEST_SEED + 100, device) if e.sources else None
         self.ruled = isinstance(self.learner, LearnedDescent) and self.learner.rule is not None
@@ -212,7 +230,7 @@ class WayTraining(Run):
         e = self.experiment
         if e.family == "sinusoid":
             return Sinusoids(shots, e.queries).sample(count, generator)
-        images = {"train": self.images, "valid": self.valid.images, "test": self.test.images}[split]
+        images = {"train": self.images, "valid": self.valid, "test": self.test}[split]
         return FewShot(images, e.ways, shots, e.queries).sample(count, generator)
 
     def _begun(self, tasks: Tasks, generator: torch.Generator) -> Tasks:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from helpers import runtime
+from helpers.tasks.episodes import pooled
 from helpers.tasks.images import ImageClasses
 from helpers.types import Params
 
@@ -37,13 +38,12 @@ class Sources:
 
     def _images(self, number: int, classes: ImageClasses) -> tuple[Tensor, Tensor]:
         """Images with their classes. One source is another script for each seed, the largest first; many sources are
-        all scripts."""
+        all scripts. A reader's own training classes are all of one group."""
         scripts = sorted(set(classes.groups), key=lambda script: -classes.groups.count(script))
         wanted = [scripts[number % len(scripts)]] if self.experiment.sources == 1 else scripts
         rows = [i for i, script in enumerate(classes.groups) if script in wanted]
-        images = classes.images[rows].to(self.device)
-        labels = torch.arange(len(rows), device=self.device).repeat_interleave(images.shape[1])
-        return images.flatten(0, 1), labels
+        pool = pooled(classes.select(rows).to(self.device).images)
+        return pool.images, torch.arange(len(rows), device=self.device).repeat_interleave(pool.sizes)
 
     def outputs(self, number: int) -> int:
         """Outputs of the network that learns from the sources of a seed."""
@@ -58,7 +58,7 @@ class Sources:
             y = first * torch.sin(x - second)
         else:
             rows = torch.randint(len(first), (e.minibatch,), generator=generator, device=self.device)
-            x, y = first[rows][:, None].to(torch.float32) / 255, second[rows]
+            x, y = first[rows].to(torch.float32) / 255, second[rows]
         model = e.model(self.outputs(number))
         return grad_and_value(lambda theta: e.loss(model(theta, x), y))(theta)
 

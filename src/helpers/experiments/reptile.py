@@ -13,7 +13,7 @@ from tqdm import tqdm
 from helpers import estimators, losses, runtime
 from helpers.experiments import seeds
 from helpers.experiments.base import Experiment, Run, Tolerance
-from helpers.experiments.few_shot import FewShotRun, OnOmniglot
+from helpers.experiments.few_shot import FewShotExperiment, FewShotRun, OnOmniglot
 from helpers.lab import evaluation, statistics
 from helpers.lab.evaluation import Predictor
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
@@ -23,6 +23,7 @@ from helpers.models.mlp import MLP
 from helpers.numerics import tracing
 from helpers.tasks.batches import merge_support_query, minibatches
 from helpers.tasks.episodes import FewShot
+from helpers.tasks.images import ImageClasses
 from helpers.tasks.sinusoid import Sinusoids
 from helpers.types import Estimator, Examples, Params, Tasks
 
@@ -31,9 +32,9 @@ BLOCK = 100  # test tasks that are drawn at once
 KINDS = ("inductive", "transductive")  # in the order of Predictor
 
 
-def network(ways: int) -> ConvNet:
+def network(e: FewShotExperiment) -> ConvNet:
     """The Omniglot network of the official code: scales and shifts are adapted, the last layer sees all positions."""
-    return ConvNet(ways, head_scale=None, flatten=True, affine=True)
+    return ConvNet(e.ways, channels=e.channels, size=e.size, head_scale=None, flatten=True, affine=True)
 
 
 @dataclass(frozen=True)
@@ -81,22 +82,19 @@ class Omniglot(OnOmniglot):
 
     def learner(self) -> MinibatchAdam:
         """Network, loss and inner loop."""
-        return MinibatchAdam(network(self.ways), losses.cross_entropy, self.inner_rate, carry=self.carry)
+        return MinibatchAdam(network(self), losses.cross_entropy, self.inner_rate, carry=self.carry)
 
     def setup(self, device: torch.device, compiled: bool) -> OmniglotTraining:
         """Load the images and build the estimator."""
-        from helpers.tasks import omniglot
-
-        train, test = (omniglot.load(split).images for split in ("train", "test"))
-        family = FewShot(train.to(device), self.ways, self.train_shots, self.queries)
-        return OmniglotTraining(self, family, device, compiled, test)
+        family = FewShot(self.classes("train").to(device), self.ways, self.train_shots, self.queries)
+        return OmniglotTraining(self, family, device, compiled, self.classes("test"))
 
 
 @dataclass(eq=False)
 class OmniglotTraining(FewShotRun):
-    """An Omniglot experiment on one device; ``test`` are the images of the test characters."""
+    """An Omniglot experiment on one device; ``test`` are the classes that it is judged on."""
 
-    test: Tensor | None = None
+    test: ImageClasses | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,19 +187,17 @@ class Combinations(OnOmniglot):
 
     def learner(self) -> MinibatchDescent:
         """Network, loss and inner loop."""
-        return MinibatchDescent(network(self.ways), losses.cross_entropy, self.inner_rate)
+        return MinibatchDescent(network(self), losses.cross_entropy, self.inner_rate)
 
     def setup(self, device: torch.device, compiled: bool) -> CombinationsTraining:
         """Load the images and build the estimators."""
-        from helpers.tasks import omniglot
-
-        return CombinationsTraining(self, omniglot.load("train").images, omniglot.load("test").images, device)
+        return CombinationsTraining(self, self.classes("train"), self.classes("test"), device)
 
 
 class CombinationsTraining(Run):
     """The ten networks on one device."""
 
-    def __init__(self, experiment: Combinations, train: Tensor, test: Tensor, device: torch.device) -> None:
+    def __init__(self, experiment: Combinations, train: ImageClasses, test: ImageClasses, device: torch.device) -> None:
         self.experiment, self.device, self.learner = experiment, device, experiment.learner()
         e = experiment
         self.weights = e.combinations()

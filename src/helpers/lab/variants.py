@@ -84,6 +84,11 @@ def _changed(part: Any, path: str, text: str, owner: str) -> Any:
         )
     if rest and is_dataclass(getattr(part, name)):
         return replace(part, **{name: _changed(getattr(part, name), rest, text, f"{name} of {owner}")})
+    if rest:
+        raise UserError(
+            f"{name} of {owner} is {getattr(part, name)!r} and has no field {rest!r}; `metabook show NAME` says what "
+            "it is"
+        )
     if is_dataclass(getattr(part, name)):
         inner = fields(getattr(part, name))[0].name
         raise UserError(f"{path} of {owner} has fields of its own: set one of them, as in {name}.{inner}=VALUE")

@@ -142,6 +142,7 @@ class MixedConvNet(_Mixed):
         filters: of each block.
         blocks: their number.
         activations: names out of ``ACTIVATIONS``.
+        channels: of the images.
 
     Raises:
         UserError: for an activation that does not exist, or numbers of which no network can be made.
@@ -153,10 +154,11 @@ class MixedConvNet(_Mixed):
     filters: int = 32
     blocks: int = 4
     activations: tuple[str, ...] = tuple(ACTIVATIONS)
+    channels: int = 1
 
     @property
     def _plain(self) -> ConvNet:
-        return ConvNet(self.ways, filters=self.filters, blocks=self.blocks)
+        return ConvNet(self.ways, filters=self.filters, blocks=self.blocks, channels=self.channels)
 
     def options(self, layer: int) -> tuple[str, ...]:
         """What block number ``layer``, from 1, may be."""
@@ -170,12 +172,12 @@ class MixedConvNet(_Mixed):
         return params
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
-        """Map images ``x`` ``[n, 1, height, width]`` to logits ``[n, ways]``.
+        """Map images ``x`` ``[n, channels, height, width]`` to logits ``[n, ways]``.
 
         Raises:
-            UserError: if there is not one channel, or too few pixels.
+            UserError: if the images have another number of channels than the model, or too few pixels.
         """
-        x = channels_last(x, 1, self.blocks)
+        x = channels_last(x, self.channels, self.blocks)
         for layer in range(1, self.blocks + 1):
             after = normalize(convolve(x, params[f"conv{layer}.weight"]), params[f"norm{layer}.shift"])
             candidates = [ACTIVATIONS[name](after) for name in self.activations]

@@ -5,6 +5,7 @@ no number; data sets are loaded by the ``load`` functions of their modules."""
 
 from helpers.tasks.batches import merge_support_query, minibatches
 from helpers.tasks.episodes import FewShot
+from helpers.tasks.functions import Functions
 from helpers.tasks.sinusoid import Sinusoids
 
-__all__ = ["FewShot", "Sinusoids", "merge_support_query", "minibatches"]
+__all__ = ["FewShot", "Functions", "Sinusoids", "merge_support_query", "minibatches"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.tasks.episodes import check_draw, check_images, episodes_of
+from helpers.tasks.episodes import check_draw, check_images, episodes_of, pooled
 from helpers.tasks.images import Files, ImageClasses, hashed_order, import_torchvision, read_bytes, sha256
 from helpers.types import Examples, Tasks
 from helpers.validate import one_of, whole
@@ -169,7 +169,7 @@ class DigitPairs:
         device = self.images.device
         chosen = torch.randint(len(self.pairs), (n_tasks,), generator=generator, device=device)
         pair = torch.tensor(self.pairs, device=device)[chosen]  # [T, 2]
-        tasks = episodes_of(self.images, pair, self.shots // 2, self.queries // 2, generator)
+        tasks = episodes_of(pooled(self.images), pair, self.shots // 2, self.queries // 2, generator)
         return Tasks(*(Examples(x.flatten(2), y) for x, y in tasks))
 
 

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from helpers.errors import DataAbsent, UserError
+from helpers.errors import DataAbsent, UserError, nearest
 from helpers.runtime import root
 from helpers.validate import whole
 
@@ -29,13 +30,19 @@ class ImageClasses:
     """Images sorted by class.
 
     Attributes:
-        images: uint8 ``[classes, instances, height, width]``; 255 is ink, 0 is paper.
+        images: uint8 ``[classes, instances, height, width]``, with channels before the height for colour; where classes
+            differ in size, a tuple of such tensors without the first axis, one a class. 255 is ink, 0 is paper.
         names: one name a class, for example ``Greek/character03/rot090``.
         groups: one name a class of what it belongs to (an alphabet or a script).
         provenance: what a record needs to name the data: strings and numbers only.
+
+    >>> images = torch.zeros(3, 2, 8, 8, dtype=torch.uint8)
+    >>> classes = ImageClasses(images, ["alpha", "beta", "gamma"], ["Greek"] * 3, {"data": "zeros"})
+    >>> classes.select(["gamma", 0]).names
+    ['gamma', 'alpha']
     """
 
-    images: Tensor
+    images: Tensor | tuple[Tensor, ...]
     names: list[str]
     groups: list[str]
     provenance: dict[str, Any]
@@ -45,14 +52,33 @@ class ImageClasses:
 
     def to(self, device: torch.device | str) -> ImageClasses:
         """The same classes with their images on ``device``."""
-        return ImageClasses(self.images.to(device), self.names, self.groups, self.provenance)
+        return replace(self, images=tree_map(lambda t: t.to(device), self.images))
 
-    def select(self, classes: Sequence[int]) -> ImageClasses:
-        """Only these classes, in this order."""
-        index = torch.as_tensor(classes, dtype=torch.long, device=self.images.device)
-        return ImageClasses(
-            self.images[index], [self.names[i] for i in classes], [self.groups[i] for i in classes], self.provenance
-        )
+    def select(self, classes: Sequence[int | str]) -> ImageClasses:
+        """Only these classes, in this order.
+
+        Args:
+            classes: their names, or their numbers from 0.
+
+        Raises:
+            UserError: for a class that there is not.
+        """
+        chosen = [self._number(one) for one in classes]
+        names, groups = [self.names[i] for i in chosen], [self.groups[i] for i in chosen]
+        if isinstance(self.images, Tensor):
+            images = self.images[torch.tensor(chosen, dtype=torch.long, device=self.images.device)]
+        else:
+            images = tuple(self.images[i] for i in chosen)
+        return ImageClasses(images, names, groups, self.provenance)
+
+    def _number(self, wanted: int | str) -> int:
+        if isinstance(wanted, str):
+            if wanted not in self.names:
+                raise UserError(f"there is no class {wanted!r}{nearest(wanted, self.names)}: `names` lists all of them")
+            return self.names.index(wanted)
+        if not 0 <= wanted < len(self):
+            raise UserError(f"there is no class {wanted}: the {len(self)} classes are numbered from 0")
+        return int(wanted)
 
 
 def data_folders() -> list[Path]:
@@ -194,7 +220,8 @@ def rotations(classes: ImageClasses) -> ImageClasses:
     All unturned classes come first, then all turned by 90 degrees, and so on; names get the suffix ``/rot000`` …
     ``/rot270``.
     """
-    turned = torch.cat([torch.rot90(classes.images, k, dims=(2, 3)) for k in range(4)])
+    each = [tree_map(lambda t, k=k: torch.rot90(t, k, dims=(-2, -1)), classes.images) for k in range(4)]
+    turned = torch.cat(each) if isinstance(classes.images, Tensor) else sum(each, ())
     names = [f"{name}/rot{90 * k:03d}" for k in range(4) for name in classes.names]
     return ImageClasses(turned, names, classes.groups * 4, classes.provenance | {"rotations": True})
 
