@@ -10,7 +10,6 @@ It needs torch, numpy, PyYAML, safetensors and tqdm, and the images where the ex
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import signal
@@ -25,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from helpers import estimators, experiments, runtime
 from helpers.errors import UserError
 from helpers.lab import checkpoints, records, training
+from helpers.parsing import from_json, from_yaml
+from helpers.settings import conform
 
 PACKS, PACK_BYTES = 6, 14_000_000  # at most so many files, each at most so large
 SUFFIXES = {checkpoints.SUFFIX: "checkpoints", ".json": "records", ".csv.gz": "records"}
@@ -46,12 +46,12 @@ def plan(path: Path | None = None, device: str = "cpu") -> list[str]:
     """
     path = path or runtime.root() / "data" / "campaign.yaml"
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["runs"]
-        names = [(str(entry["run"]), bool(entry.get("gpu", False))) for entry in entries]
+        entries = from_yaml(path.read_text(encoding="utf-8"))["runs"]
+        names = [(conform(entry["run"], str), conform(entry.get("gpu", False), bool)) for entry in entries]
     except FileNotFoundError:
         raise UserError(f"there is no plan {path}: restore it from version control or name the runs") from None
-    except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, AttributeError, TypeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"the plan {path} cannot be read ({reason}): it is a list `runs` of entries `run`") from None
     if device == "cuda":
         names.sort(key=lambda entry: not entry[1])  # a stable sort: otherwise the order stays
@@ -314,6 +314,8 @@ def merge(out: Path, data: Path | None = None, say: Callable[[str], None] = prin
         for member, content in _members(path):
             name, suffix = member
             found.setdefault(name, {})[suffix] = content
+    if not found:
+        raise UserError(f"the files campaign-*.tar in {out} hold no runs: bring them anew")
     taken, refused = [], []
     for name, files in found.items():
         try:
@@ -367,8 +369,8 @@ def _take(name: str, files: dict[str, bytes], data: Path) -> str:
             raise UserError(f"it is no further than what is there, iteration {present['iteration']:,}")
     record: dict[str, Any] | None = None
     try:
-        record = json.loads(files[".json"]) if ".json" in files else None
-        if record is not None and not records.is_record(record, name):
+        record = from_json(files[".json"]) if ".json" in files else None
+        if ".json" in files and records.fault(record, name):
             raise ValueError
     except ValueError:
         raise UserError("its record is damaged") from None

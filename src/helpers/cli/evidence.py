@@ -17,12 +17,12 @@ def show(options: argparse.Namespace) -> None:
     from helpers.lab import records, variants
 
     experiment = experiments.find(options.name)
-    width = min(100, shutil.get_terminal_size().columns)
+    width = max(60, min(100, shutil.get_terminal_size().columns))
+    record = records.load(experiment.name, missing_ok=True)
     about, *_ = (inspect.cleandoc(type(experiment).__doc__ or "")).partition("\n\nAttributes:")
     print(f"{experiment.name} (paper: {experiment.paper})\n")
     for paragraph in about.split("\n\n"):
         print(textwrap.fill(variants.plain(paragraph), width) + "\n")
-    record = records.load(experiment.name, missing_ok=True)
     done = f"recorded: {records.progress(record)}" if record else "not recorded yet"
     print(f"{done}; `metabook train {experiment.name}` trains it, with --set NAME=VALUE a variant of it.\n")
     fields = variants.described(experiment)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+MOST_THREADS = 1024
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,7 +56,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def add_text(self, text: str | None) -> None:
         wrapped = text is not None and not text.startswith("examples:")
-        super().add_text("\n".join(self._split_lines(text, self._width)) if wrapped else text)
+        super().add_text("\n".join(self._split_lines(text, max(self._width, 11))) if wrapped else text)
 
 
 # ---------------------------------------- kinds of arguments
@@ -65,10 +68,20 @@ def setting(text: str) -> tuple[str, str]:
     return name, value
 
 
+class Once(argparse.Action):
+    """Collect settings; of two values for one name neither is what was meant."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, _: Any = None):
+        before = getattr(namespace, self.dest)
+        if value[0] in dict(before):
+            parser.error(f"{value[0]} is set twice: choose one value")
+        setattr(namespace, self.dest, [*before, value])
+
+
 def add_settings(command: argparse.ArgumentParser, of: str) -> None:
     """The option ``--set``, the same for every verb that takes values."""
     command.add_argument(
-        "--set", dest="settings", action="append", default=[], type=setting, metavar="NAME=VALUE",
+        "--set", dest="settings", action=Once, default=[], type=setting, metavar="NAME=VALUE",
         help=f"{of}; a list is written 1,3,10; once for each name",
     )  # fmt: skip
 
@@ -76,9 +89,10 @@ def add_settings(command: argparse.ArgumentParser, of: str) -> None:
 def seconds(text: str) -> float:
     """Parse a duration such as ``90``, ``90s``, ``20m``, ``1.5h`` or ``1h30m``."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text.strip():
+    total = sum(float(number) * {"": 1, "s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts)
+    if not parts or "".join(number + unit for number, unit in parts) != text.strip() or not math.isfinite(total):
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration: write 90s, 20m, 1.5h or 1h30m")
-    return sum(float(number) * {"": 1, "s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts)
+    return total
 
 
 def positive(text: str) -> int:
@@ -86,6 +100,24 @@ def positive(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text) or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def threads(text: str) -> int:
+    """Parse a number of threads; a library that cannot start so many ends the whole process."""
+    if positive(text) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST_THREADS}")
+    return int(text)
+
+
+def minutes(text: str) -> float:
+    """Parse a finite number of minutes above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
+    return number
 
 
 def folder(text: str) -> Path:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from helpers.cli.grammar import Commands, add_settings, folder, positive, seconds
+from helpers.cli.grammar import Commands, Once, add_settings, folder, minutes, positive, seconds, threads
 from helpers.errors import UserError, nearest
 
 # What only one command needs is imported there: `metabook train` then works with torch, numpy and four small packages.
@@ -29,7 +29,7 @@ def train(options: argparse.Namespace) -> int | None:
     from helpers import experiments, runtime
     from helpers.lab import checkpoints, training
 
-    changes = dict(options.settings) | ({} if options.seed is None else {"seed": options.seed})
+    changes = dict(options.settings)
     _refuse_mixtures(options, own=bool(changes) or options.out is not None or options.data_folder is not None)
     if options.name is None and options.queue is None:
         for name in experiments.catalogue():
@@ -243,7 +243,7 @@ def register(commands: Commands) -> None:
     """Add these verbs."""
     devices = {"default": "auto", "help": "cpu, cuda or auto (the default)"}
     images = {"type": folder, "metavar": "FOLDER", "help": "images of your own, in a folder for each class"}
-    threads = {"type": positive, "metavar": "N", "help": "CPU threads"}
+    cores = {"type": threads, "metavar": "N", "help": "CPU threads"}
 
     command = commands.add(
         "evaluate",
@@ -261,7 +261,7 @@ def register(commands: Commands) -> None:
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--spot", action="store_true", help="where an evaluation is long, only its short part")
     command.add_argument("--device", **devices)
-    command.add_argument("--threads", **threads)
+    command.add_argument("--threads", **cores)
 
     command = commands.add(
         "train",
@@ -282,11 +282,14 @@ def register(commands: Commands) -> None:
     command.add_argument("--queue", metavar="QUEUE", help="instead of one experiment all of a queue: paper")
     add_settings(command, "a value for a field that `metabook show NAME` lists")
     command.add_argument("--data-folder", **images)
-    command.add_argument("--seed", metavar="N", help="the same as --set seed=N")
+    command.add_argument(
+        "--seed", dest="settings", action=Once, default=[], type=lambda text: ("seed", text), metavar="N",
+        help="the same as --set seed=N",
+    )  # fmt: skip
     command.add_argument("--out", type=folder, metavar="FOLDER", help=f"where a variant goes; {OWN} by default")
     command.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after this long: 90s, 20m, 1.5h")
     command.add_argument("--device", **devices)
-    command.add_argument("--threads", **threads)
+    command.add_argument("--threads", **cores)
     command.add_argument("--fresh", action="store_true", help="start over; what is there is renamed to ….old")
     command.add_argument(
         "--compile",
@@ -302,7 +305,7 @@ def register(commands: Commands) -> None:
         metabook campaign --merge brought                            back home: into data/""",
     )
     command.add_argument("name", nargs="*", help="experiments, in this order; those of data/campaign.yaml otherwise")
-    command.add_argument("--minutes", type=float, metavar="M", help="of wall time, evaluations and packing included")
+    command.add_argument("--minutes", type=minutes, metavar="M", help="of wall time, evaluations and packing included")
     command.add_argument("--device", **devices)
     command.add_argument("--out", type=folder, metavar="FOLDER", help="where the packs go; a second call goes on there")
     command.add_argument(

@@ -21,9 +21,12 @@ from helpers.lab.protocols import Experiment
 from helpers.lab.schedules import halved, seed_at
 from helpers.lab.statistics import Interval
 from helpers.learners.descent import CARRIED
+from helpers.parsing import from_json
 from helpers.types import Params
+from helpers.validate import finite, one_of, positive, whole
 
 FORMAT = "metabook checkpoint 1"
+BROKEN = (AttributeError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError)  # by what is read
 SUFFIX = ".safetensors.xz"
 # Numbers of four bytes, of which the first say least at random: a sixth of a file of parameters goes, none of its bits.
 PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 1, "lc": 0, "lp": 2, "pb": 2}]
@@ -140,14 +143,15 @@ class State:
             if self.iteration < iterations:
                 self._restore_generator(tensors["generator"], header, seed)
                 remembers = isinstance(self.optimizer, torch.optim.Adam) and self.learns
-                if remembers and self.iteration and not self.optimizer.state:
+                learned = [value for group in self.optimizer.param_groups for value in group["params"]]
+                if remembers and self.iteration and not all(value in self.optimizer.state for value in learned):
                     raise KeyError("no state of the optimiser")
             self.losses, self.curve, self.slices = header["losses"], header["curve"], header["slices"]
             like = next(iter(self.theta.values()), torch.zeros(0))  # an experiment that only measures has no θ
             device, dtype = like.device, like.dtype
             self.window = [torch.tensor(loss, dtype=dtype, device=device) for loss in header["window"]]
-        except (KeyError, TypeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+        except (*BROKEN, RuntimeError) as error:
+            reason = (str(error).splitlines() or ["unreadable"])[0]
             raise UserError(
                 f"the checkpoint {path} does not fit this experiment ({reason}): "
                 "start over with --fresh, or move it away"
@@ -165,7 +169,10 @@ class State:
         """Take over θ and what the optimiser remembers."""
         with torch.no_grad():
             for name, value in self.theta.items():
-                value.copy_(tensors[f"theta/{name}"])
+                stored = tensors[f"theta/{name}"]
+                if stored.dtype not in (value.dtype, torch.float16):
+                    raise TypeError(f"{name} is of {stored.dtype}")
+                value.copy_(stored)
         for name, value in self.theta.items():
             slots = {slot: tensors.get(f"adam/{slot}/{name}") for slot in ("step", "exp_avg", "exp_avg_sq")}
             kept = {
@@ -175,6 +182,10 @@ class State:
                 if tensor is not None
             }
             if kept:  # SGD has none
+                if [kept[slot].shape for slot in slots] != [torch.Size(), value.shape, value.shape] or kept["step"] < 0:
+                    raise ValueError(f"the optimiser's memory of {name} is of another shape")
+                if not all(tensor.is_floating_point() for tensor in kept.values()):
+                    raise TypeError(f"the optimiser's memory of {name} is of another kind")
                 self.optimizer.state[value] = kept
 
     def remember(self) -> None:
@@ -236,23 +247,52 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # Read in one go: `safe_open` opens the file twice, and a training run may replace it in between.
         content = lzma.decompress(path.read_bytes())
         tensors = safetensors.torch.load(content)
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        header = json.loads(metadata["metabook"])
+        metadata = from_json(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        header = from_json(metadata["metabook"], nan=True)
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
         if metadata["sha256"] != digest(metadata["metabook"], tensors):  # a KeyError where it is missing
             raise ValueError("its digest is wrong")
-        if not isinstance(header["config"], dict):
-            raise ValueError("no configuration")
+        _check_header(header)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}: train the experiment first") from None
-    except (OSError, EOFError, KeyError, TypeError, ValueError, lzma.LZMAError, safetensors.SafetensorError) as error:
+    except (*BROKEN, UserError, OSError, EOFError, lzma.LZMAError, safetensors.SafetensorError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise UserError(
             f"the checkpoint {path} is damaged or not of this book ({reason}): "
             "restore it from version control, or start over with --fresh"
         ) from None
     return tensors, header
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    """Refuse a header of which a part is not what :meth:`State.save` writes.
+
+    Raises:
+        UserError: for numbers that make no sense; one of ``BROKEN`` for another structure.
+    """
+    whole(header["iteration"], "iteration", 0, header["config"].get("iterations"))
+    positive(header["seconds"], "time", zero=True)
+    one_of(header.get("precision", "single"), "precision", ("single", "half"))
+    one_of(header.get("generator", "cpu"), "kind of generator", ("cpu", "cuda"))
+    for name in ("losses", "window", "curve", "slices", "returns"):
+        if not isinstance(header.get(name, []), list):
+            raise TypeError(f"{name} is no list")
+    for loss in (*header["losses"], *header["window"]):
+        _number(loss, "loss")
+    for point in header["curve"]:
+        whole(point["iteration"], "iteration", 0)
+        records.check_metrics(point["metrics"], _number)
+    for part, ends in (("slices", ("begin", "end")), ("returns", ("from", "to"))):
+        for stretch in header.get(part, []):
+            for end in ends:
+                whole(stretch[end], f"{end} of {part}", 0)
+
+
+def _number(value: Any, what: str) -> None:
+    """Refuse what is no number; what diverged is one."""
+    if not isinstance(value, float):
+        finite(value, what)
 
 
 def configuration(experiment: Experiment) -> dict[str, Any]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
-
+from helpers import settings
 from helpers.errors import UserError, nearest
 from helpers.lab.records import Record, metric
 from helpers.lab.statistics import Interval
+from helpers.parsing import from_yaml
 from helpers.runtime import root
+from helpers.validate import one_of, positive
 
 REPRODUCED = "reproduced"
 DIRECTION = "direction holds"
 MISSED = "not reproduced"
 NOT_RUN = "not run"
+SIDES = {"left": str, "right": str | float, "within": float, "label": str}  # of a comparison
 
 
 @dataclass(frozen=True)
@@ -62,20 +65,64 @@ def load_claims(paper: str | None = None) -> list[Claim]:
     claims = []
     for path in paths:
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            for entry in content["claims"]:
-                claims.append(Claim(paper=content["paper"], **entry | {"direction": tuple(entry.get("direction", ()))}))
+            content = from_yaml(path.read_text(encoding="utf-8"))
+            if content["paper"] != path.stem:
+                raise ValueError(f"its paper is {reprlib.repr(content['paper'])}")
+            if not content["claims"]:
+                raise ValueError("there are no claims")
+            claims += [_claim(path.stem, entry) for entry in content["claims"]]
         except FileNotFoundError:
             known = [p.stem for p in sorted(where.glob("*.yaml"))]
             raise UserError(
                 f"there is no claims file {path}{nearest(path.stem, known)}; known papers: {', '.join(known)}"
             ) from None
-        except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
+        except (OSError, UserError, AttributeError, TypeError, KeyError, ValueError) as error:
             raise UserError(
-                f"the claims file {path} cannot be read ({' '.join(str(error).split())}): "
+                f"the claims file {path} cannot be read ({' '.join(str(error).split())[:200]}): "
                 "mend it after data/schemas/claims.schema.json"
             ) from None
+    ids = [claim.id for claim in claims]
+    if twice := next((claim for claim in claims if ids.count(claim.id) > 1), None):
+        raise UserError(
+            f"two claims are called {twice.id!r}, one of them in {where / f'{twice.paper}.yaml'}: call one otherwise "
+            "(an `id` is unique; mend it after data/schemas/claims.schema.json)"
+        )
     return claims
+
+
+def _claim(paper: str, entry: dict[str, Any]) -> Claim:
+    """One entry of a claims file, of which each part is what its field declares.
+
+    Raises:
+        AttributeError, KeyError, TypeError, UserError, ValueError: if one is not.
+    """
+    of, kinds = reprlib.repr(entry.get("id")), get_type_hints(Claim)
+    for name, value in entry.items():
+        if name != "direction" and name in kinds:
+            _is(value, kinds[name], f"{name} of {of}")
+    comparisons = entry.get("direction", ())
+    for comparison in comparisons:
+        for side, kind in SIDES.items():
+            if side in ("left", "right") or side in comparison:
+                _is(comparison[side], kind, f"{side} of {of}")
+        if unknown := comparison.keys() - SIDES.keys():
+            raise ValueError(f"a comparison of {of} has {', '.join(map(str, unknown))}")
+        if any(isinstance(comparison[side], str) and "/" not in comparison[side] for side in ("left", "right")):
+            raise ValueError(f"a side of {of} is EXPERIMENT/METRIC")
+        positive(comparison.get("within", 1), f"distance within which {of} holds")
+    claim = Claim(paper=paper, **entry | {"direction": tuple(comparisons)})
+    one_of(claim.better, "direction", ("higher", "lower"))
+    positive(claim.ci95 or 0, f"interval of {of}", zero=True)
+    if claim.value is None and not claim.direction:
+        raise ValueError(f"{of} has neither a value nor a direction")
+    return claim
+
+
+def _is(value: Any, kind: Any, what: str) -> None:
+    try:
+        settings.conform(value, kind)
+    except (OverflowError, ValueError):
+        raise ValueError(f"{what} must be {settings.described(kind)}, not {reprlib.repr(value)}") from None
 
 
 def operand(what: str | float, records: dict[str, Record]) -> Interval | None:

@@ -14,15 +14,17 @@ import json
 import math
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from helpers.errors import UserError
 from helpers.lab.statistics import Interval
+from helpers.parsing import from_json
 from helpers.runtime import root, write_atomically
+from helpers.validate import finite, one_of, positive, whole
 
 Record = dict[str, Any]
-KEYS = ("experiment", "paper", "status", "iterations", "metrics", "config", "provenance")
 
 
 def folder() -> Path:
@@ -79,7 +81,7 @@ def load(name: str, missing_ok: bool = False, where: Path | None = None) -> Reco
     """
     path = (where or folder()) / f"{name}.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if missing_ok:
             return None
@@ -89,23 +91,60 @@ def load(name: str, missing_ok: bool = False, where: Path | None = None) -> Reco
             f"the record {path} is damaged ({error}): "
             f"restore it from version control or run `metabook train {name}` again"
         ) from None
-    if not is_record(record, name):
+    if wrong := fault(record, name):
         raise UserError(
-            f"{path} is not a record of {name}: restore it from version control or run `metabook train {name}` again"
+            f"{path} is not a record of {name} ({wrong}): "
+            f"restore it from version control or run `metabook train {name}` again"
         )
     return record
 
 
-def is_record(content: Any, name: str) -> bool:
-    """Whether all that the code relies on is there; the schema in ``data/schemas`` says more, and a test asks it."""
-    return (
-        isinstance(content, dict)
-        and set(KEYS) <= set(content)
-        and content["experiment"] == name
-        and all(isinstance(content[key], dict) for key in ("iterations", "metrics", "config", "provenance"))
-        and all(isinstance(content["iterations"].get(key), int) for key in ("done", "planned"))
-        and all(isinstance(m, dict) and {"value", "ci95", "n"} <= set(m) for m in content["metrics"].values())
-    )
+def fault(content: Any, name: str) -> str:
+    """Why this is no record of that experiment on which the code may rely; empty where it is one.
+
+    The schema in ``data/schemas`` says more, and a test asks it.
+    """
+    try:
+        if content["experiment"] != name:
+            return "it is of another experiment"
+        one_of(content["status"], "status", ("complete", "partial"))
+        planned = whole(content["iterations"]["planned"], "number of iterations")
+        whole(content["iterations"]["done"], "number of iterations done", 0, planned)
+        curve = content.get("curve", [])
+        parts = {"paper": (content["paper"], str), "curve": (curve, list)}
+        parts |= {key: (content[key], dict) for key in ("config", "provenance")}
+        if wrong := [key for key, (part, kind) in parts.items() if not isinstance(part, kind)]:
+            return f"its {wrong[0]} is of another kind"
+        for metrics in (content["metrics"], *(point["metrics"] for point in curve)):
+            check_metrics(metrics)
+        for point in curve:
+            whole(point["iteration"], "iteration", 0)
+        losses = content.get("losses", {"every": 1, "values": []})
+        whole(losses["every"], "iterations between losses")
+        for loss in losses["values"]:
+            finite(loss, "loss")
+    except UserError as error:
+        return str(error)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return "a part of it is missing or of another kind"
+    return ""
+
+
+def check_metrics(metrics: dict[str, dict[str, Any]], check: Callable[[Any, str], Any] = finite) -> None:
+    """Refuse what are no metrics as files hold them.
+
+    Args:
+        check: of values; a run that is not over may have a metric that diverged.
+
+    Raises:
+        UserError: for numbers that make no sense.
+        AttributeError, KeyError, TypeError: for another structure.
+    """
+    for name, entry in metrics.items():
+        check(entry["value"], f"metric {name}")
+        if entry["ci95"] is not None:
+            positive(entry["ci95"], f"interval of {name}", zero=True)
+        whole(entry["n"], f"number of samples of {name}")
 
 
 def save_table(rows: list[dict[str, Any]], path: Path) -> None:

@@ -22,8 +22,8 @@ class Floor(NamedTuple):
 
 FLOORS = (  # lowest first
     Floor(
-        ("types", "runtime", "validate", "settings", "errors"),
-        "the nouns (parameters, networks, tasks, learners, estimators); paths, devices, files; arguments and settings",
+        ("types", "runtime", "validate", "settings", "parsing", "errors"),
+        "the nouns (parameters, networks, tasks, learners, estimators); paths, devices, files; arguments, settings",
     ),
     Floor(
         ("numerics", "site"),
