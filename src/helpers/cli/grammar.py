@@ -22,11 +22,17 @@ class Parser(argparse.ArgumentParser):
 
 
 class Commands:
-    """The verbs of a parser; ``names`` has them in the order of the help."""
+    """The verbs of a parser, ``top``; ``parsers`` has that of each verb, in the order of the help."""
 
     def __init__(self, top: Parser) -> None:
         self._group = top.add_subparsers(metavar="COMMAND", title="commands")
-        self.names: list[str] = []
+        self.top = top
+        self.parsers: dict[str, argparse.ArgumentParser] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The verbs."""
+        return list(self.parsers)
 
     def add(
         self, name: str, action: Callable[[argparse.Namespace], int | None], summary: str, examples: str, more: str = ""
@@ -47,7 +53,7 @@ class Commands:
             formatter_class=_Help,
         )
         command.set_defaults(do=action, parser=command)
-        self.names.append(name)
+        self.parsers[name] = command
         return command
 
 

@@ -54,6 +54,11 @@ class Claim:
     note: str = ""
 
 
+def papers() -> list[str]:
+    """The papers that have a file of claims."""
+    return sorted(path.stem for path in (root() / "data" / "claims").glob("*.yaml"))
+
+
 def load_claims(paper: str | None = None) -> list[Claim]:
     """The claims of one paper, or of all.
 
@@ -61,7 +66,7 @@ def load_claims(paper: str | None = None) -> list[Claim]:
         UserError: if a file is missing or does not describe claims.
     """
     where = root() / "data" / "claims"
-    paths = sorted(where.glob("*.yaml")) if paper is None else [where / f"{paper}.yaml"]
+    paths = [where / f"{name}.yaml" for name in ([paper] if paper is not None else papers())]
     claims = []
     for path in paths:
         try:
@@ -72,9 +77,8 @@ def load_claims(paper: str | None = None) -> list[Claim]:
                 raise ValueError("there are no claims")
             claims += [_claim(path.stem, entry) for entry in content["claims"]]
         except FileNotFoundError:
-            known = [p.stem for p in sorted(where.glob("*.yaml"))]
             raise UserError(
-                f"there is no claims file {path}{nearest(path.stem, known)}; known papers: {', '.join(known)}"
+                f"there is no claims file {path}{nearest(path.stem, papers())}; known papers: {', '.join(papers())}"
             ) from None
         except (OSError, UserError, AttributeError, TypeError, KeyError, ValueError) as error:
             raise UserError(
