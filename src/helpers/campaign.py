@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from helpers import estimators, experiments, runtime
 from helpers.errors import UserError
 from helpers.lab import checkpoints, records, training
 from helpers.parsing import from_json, from_yaml
+from helpers.progress import progress_bar
 from helpers.settings import conform
 
 PACKS, PACK_BYTES = 6, 14_000_000  # at most so many files, each at most so large
@@ -170,7 +170,7 @@ def _side_by_side(
     """Keep ``jobs`` processes busy until the queue is empty or the time is over; every one of them is stopped."""
     running: dict[str, subprocess.Popen] = {}
     grace = min(grace, 0.25 * max(0.0, end - time.monotonic()))
-    bar = tqdm(total=round(max(0.0, end - time.monotonic())), unit="s", desc="campaign", mininterval=5)
+    bar = progress_bar(total=round(max(0.0, end - time.monotonic())), unit="s", desc="campaign")
     begun = time.monotonic()
     try:
         while queue or running:

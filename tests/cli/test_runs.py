@@ -180,8 +180,9 @@ RUN = """
 import sys
 sys.path.insert(0, {tests!r})
 import torch, tiny
-from helpers import cli, experiments
+from helpers import cli, experiments, progress
 torch.set_num_threads(1)
+progress.EVERY = 0.0
 experiments.catalogue = lambda: {{"tiny": tiny.Tiny(pause={pause})}}
 sys.exit(cli.main(["train", "tiny", "--device", "cpu", "--no-compile", *sys.argv[1:]]))
 """

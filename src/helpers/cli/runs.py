@@ -27,7 +27,7 @@ NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, Runtim
 def train(options: argparse.Namespace) -> int | None:
     """Train, or go on training, recorded experiments and variants of them."""
     from helpers import experiments, runtime
-    from helpers.lab import checkpoints, training
+    from helpers.lab import checkpoints
 
     changes = dict(options.settings)
     _refuse_mixtures(options, own=bool(changes) or options.out is not None or options.data_folder is not None)
@@ -36,10 +36,10 @@ def train(options: argparse.Namespace) -> int | None:
             print(name)
         return None
     if options.queue is not None:
-        return _queue(list(experiments.catalogue().values()), options.budget, _prepared(options))
+        return _queue(list(experiments.catalogue().values()), options.budget, options.tensorboard, _prepared(options))
     experiment = experiments.find(options.name)
     if not changes and options.out is None and options.data_folder is None:
-        training.train(experiment, budget=options.budget, **_prepared(options))
+        _train_one(experiment, options.budget, options.tensorboard, _prepared(options))
         return None
     out = options.out or runtime.root() / OWN
     if out.resolve() == runtime.root() / "data":
@@ -48,7 +48,7 @@ def train(options: argparse.Namespace) -> int | None:
     _say_images(own, sys.stdout)
     settings = _prepared(options)
     with _values_make_sense(own.name):
-        training.train(own, budget=options.budget, data=out, **settings)
+        _train_one(own, options.budget, options.tensorboard, settings | {"data": out})
     name = own.name if options.out is None else out / "checkpoints" / f"{own.name}{checkpoints.SUFFIX}"
     images = "" if options.data_folder is None else f" --data-folder {shlex.quote(str(options.data_folder))}"
     print(f"`metabook evaluate {name}{images}` measures it again")
@@ -80,6 +80,8 @@ def _refuse_mixtures(options: argparse.Namespace, own: bool) -> None:
         raise UserError("--list prints the names of all experiments: it goes alone")
     if own and options.name is None:
         raise UserError("--set, --seed, --out and --data-folder are for one experiment: name it")
+    if options.tensorboard is not None and options.name is None and queue is None:
+        raise UserError("--tensorboard watches what is trained: name an experiment or a queue")
 
 
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
@@ -98,9 +100,16 @@ def _prepared(options: argparse.Namespace) -> dict[str, Any]:
     return {"device": device, "compiled": compiled, "fresh": options.fresh}
 
 
-def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
+def _train_one(experiment, budget: float | None, watched_in: Path | None, settings: dict[str, Any]) -> None:
+    from helpers.lab import tensorboard, training
+
+    with tensorboard.watching(watched_in, experiment.name) as watch:
+        training.train(experiment, budget=budget, watch=watch, **settings)
+
+
+def _queue(chosen: list, budget: float | None, watched_in: Path | None, settings: dict[str, Any]) -> int:
     """Train experiments in this order until the time is spent; one that cannot be trained does not stop the others."""
-    from helpers.lab import checkpoints, training
+    from helpers.lab import checkpoints
 
     started, failed = time.monotonic(), []
     for experiment in chosen:
@@ -114,7 +123,7 @@ def _queue(chosen: list, budget: float | None, settings: dict[str, Any]) -> int:
             elif checkpoints.given_up(experiment):
                 print(f"{experiment.name}: given up; `metabook train {experiment.name} --fresh` starts over")
             else:
-                training.train(experiment, budget=left, **settings)
+                _train_one(experiment, left, watched_in, settings)
         except UserError as error:
             print(f"metabook: {error}", file=sys.stderr)
             failed.append(experiment.name)
@@ -287,6 +296,9 @@ def register(commands: Commands) -> None:
         help="the same as --set seed=N",
     )  # fmt: skip
     command.add_argument("--out", type=folder, metavar="FOLDER", help=f"where a variant goes; {OWN} by default")
+    command.add_argument(
+        "--tensorboard", type=folder, metavar="FOLDER", help="write losses and metrics for TensorBoard there as well"
+    )
     command.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after this long: 90s, 20m, 1.5h")
     command.add_argument("--device", **devices)
     command.add_argument("--threads", **cores)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
-from tqdm import tqdm
 
 from helpers import runtime
 from helpers.experiments import seeds
@@ -38,6 +37,7 @@ from helpers.models.mlp import MLP
 from helpers.models.policies import GaussianPolicy
 from helpers.numerics import tracing
 from helpers.numerics.tracing import linearized
+from helpers.progress import progress_bar
 from helpers.tasks.control.experience import Experience, act, experience_features, query, sample, support, surrogate
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
@@ -260,7 +260,7 @@ class ModelFreeTraining(Run):
         e = self.experiment
         training = self.env.goals(e.ppo_goals, runtime.generator(TUNING_SEED))
         test = self.tests()[0][: e.test_goals].cpu()
-        bar = tqdm(total=len(e.ppo_settings) * e.ppo_goals + e.seeds * e.test_goals, desc="PPO", leave=False)
+        bar = progress_bar(total=len(e.ppo_settings) * e.ppo_goals + e.seeds * e.test_goals, desc="PPO", leave=False)
 
         def run(goal: Tensor, setting: tuple[float, int, float], seed: int) -> Tensor:
             bar.update()

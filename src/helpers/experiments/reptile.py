@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
-from tqdm import tqdm
 
 from helpers import estimators, losses, runtime
 from helpers.experiments import seeds
@@ -21,6 +20,7 @@ from helpers.models.convnet import ConvNet
 from helpers.models.layers import subtree_of
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
+from helpers.progress import progress_bar
 from helpers.tasks.batches import merge_support_query, minibatches
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
@@ -127,7 +127,7 @@ class OmniglotTraining(FewShotRun):
             family = FewShot(self.test, e.ways, shots, e.queries)
             draws = runtime.generator(TEST_SEED + shots)
             right = []
-            for _ in tqdm(range(0, count, BLOCK), desc=f"testing, {shots} shot", leave=False, mininterval=1):
+            for _ in progress_bar(range(0, count, BLOCK), desc=f"testing, {shots} shot", leave=False):
                 tasks = family.sample(BLOCK, draws)
                 batches = minibatches(tasks.support, e.test_batch, e.test_steps, draws)
                 tasks, batches = tree_map(lambda t: t.to(self.device), (tasks, batches))

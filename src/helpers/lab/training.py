@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from helpers import runtime
 from helpers.errors import UserError, stop_at_once
@@ -33,6 +32,8 @@ from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, moved
 from helpers.lab.protocols import Experiment, Run
 from helpers.lab.schedules import RETURNS, annealed, halved, outer_rate_at, steady
 from helpers.lab.statistics import Interval
+from helpers.lab.tensorboard import Watch
+from helpers.progress import progress_bar
 from helpers.types import Params
 from helpers.validate import positive, whole
 
@@ -85,6 +86,7 @@ def train(
     save_every: float = 60.0,
     progress: bool = True,
     say: Callable[[str], None] = print,
+    watch: Watch | None = None,
 ) -> records.Record:
     """Train an experiment, from its checkpoint where there is one, and write its record.
 
@@ -100,6 +102,7 @@ def train(
         save_every: seconds between checkpoints.
         progress: show a progress bar.
         say: receives one line about how the run ended.
+        watch: receives an iteration and what was measured there, the loss or the metrics, by name.
 
     Returns:
         The record, as written to ``records/NAME.json``.
@@ -116,7 +119,8 @@ def train(
         for suffix in RECORD_SUFFIXES:
             runtime.remove_leftovers(data / "records" / f"{experiment.name}{suffix}")
         how = form or ("compiled" if compiled else "traced")
-        return _train(experiment, torch.device(device), budget, fresh, how, data, path, save_every, progress, say)
+        device, watch = torch.device(device), watch or (lambda *_: None)
+        return _train(experiment, device, budget, fresh, how, data, path, save_every, progress, say, watch)
 
 
 def _train(
@@ -130,6 +134,7 @@ def _train(
     save_every: float,
     progress: bool,
     say: Callable[[str], None],
+    watch: Watch,
 ) -> records.Record:
     # Found out now, not after a minute of training that could then not be kept.
     for kind in ("checkpoints", "records"):
@@ -191,14 +196,7 @@ def _train(
         state.save(path, config, over=state.iteration == experiment.iterations)
         kept = True
 
-    bar = tqdm(
-        total=experiment.iterations,
-        initial=begin,
-        desc=experiment.name,
-        unit="it",
-        disable=not progress,
-        mininterval=1,
-    )
+    bar = progress_bar(total=experiment.iterations, initial=begin, desc=experiment.name, disable=not progress)
     saved = started
     with _stop_requests() as stop, bar:
 
@@ -227,9 +225,12 @@ def _train(
                 check()
                 state.losses.append(torch.stack(state.window).mean().item())
                 state.window = []
+                watch(state.iteration, {"loss": state.losses[-1]})
                 bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
             if state.iteration % experiment.evaluate_every == 0 and state.iteration < experiment.iterations:
-                state.curve.append({"iteration": state.iteration, "metrics": entries(run.spot_check(state.values()))})
+                point = entries(run.spot_check(state.values()))
+                state.curve.append({"iteration": state.iteration, "metrics": point})
+                watch(state.iteration, {name: entry["value"] for name, entry in point.items()})
                 quiet = steady([point["metrics"][watched]["value"] for point in state.curve]) if watched else None
                 if quiet:
                     state.remember()
@@ -254,6 +255,7 @@ def _train(
         metrics |= _seconds(experiment.name, data / "records")
     if state.iteration == experiment.iterations and state.precision == "single":
         metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
+    watch(state.iteration, {name: measured.value for name, measured in metrics.items()})
     record = make_record(experiment, run, state, commit, metrics)
     records.save(record, data / "records" / f"{experiment.name}.json")
     if (rows := run.table(state.values())) is not None:
@@ -391,7 +393,7 @@ def fit(
     state = State(theta, outer_rate, torch.Generator(), outer)
     final = outer_rate if final_rate is None else positive(final_rate, "final outer rate", zero=True)
     history = []
-    for iteration in tqdm(range(iterations), desc=label, unit="it", mininterval=1, leave=False):
+    for iteration in progress_bar(range(iterations), desc=label, leave=False):
         step, losses = gradient(state.values(), iteration)
         state.apply(step, annealed(outer_rate, final, iteration / iterations))
         history.append(losses.detach().mean())

@@ -21,13 +21,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from tqdm import tqdm
 
 from helpers import losses, runtime
 from helpers.errors import UserError
 from helpers.numerics.tracing import compiled, traced
 from helpers.optimizers.language import Expression
 from helpers.optimizers.rules import DEFAULT, Settings, State, decay, remembered, step
+from helpers.progress import progress_bar
 from helpers.types import Examples, Model, Params
 from helpers.validate import positive, whole
 
@@ -295,7 +295,7 @@ class Population:
             raise UserError("a sweep needs at least one learning rate: there is none")
         outcomes = []
         together = 4 * self.chunk  # rules at a time: enough that those left after the sweep still fill programs
-        with tqdm(total=len(rules), desc=label, unit="rule", disable=label is None, mininterval=1, leave=False) as bar:
+        with progress_bar(total=len(rules), desc=label, unit="rule", disable=label is None, leave=False) as bar:
             for begin in range(0, len(rules), together):
                 part = rules[begin : begin + together]
                 outcomes += self._rewards(part, epochs, rates, hopeless)

@@ -22,7 +22,7 @@ class Floor(NamedTuple):
 
 FLOORS = (  # lowest first
     Floor(
-        ("types", "runtime", "validate", "settings", "parsing", "errors"),
+        ("types", "runtime", "validate", "settings", "parsing", "progress", "errors"),
         "the nouns (parameters, networks, tasks, learners, estimators); paths, devices, files; arguments, settings",
     ),
     Floor(

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from helpers.errors import UserError, nearest
+from helpers.progress import progress_bar, redraws
 from helpers.runtime import ONE_THREAD, cores, only_one, root
 from helpers.site.config import repository
 from helpers.site.notebooks import PROFILES, check_parameters, read, select, tidy, write
@@ -187,31 +188,15 @@ def _end(children: Sequence[subprocess.Popen], runs: Mapping[Future, str]) -> No
         raise
 
 
-class _Lines:
-    """Stands for standard error where that is no terminal: a progress bar's updates become lines of a log."""
-
-    def write(self, text: str) -> None:
-        text = text.replace("\x1b[A", "").strip("\r\n ")
-        if text:
-            print(text, file=sys.stderr, flush=True)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
 def _bar(name: str, position: int):
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    return tqdm(
+    return progress_bar(
         desc=f"{name:<28}",
         total=len(read(root() / "notebooks" / f"{name}.ipynb").cells),
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}]",
         ncols=100,
-        position=position if terminal else 0,
-        mininterval=0.1 if terminal else 20,
-        delay=0 if terminal else 1e-9,  # a log gets its first line when the chapter starts
-        file=None if terminal else _Lines(),
+        position=position,
+        mininterval=0.1,
+        delay=0 if redraws() else 1e-9,  # a log gets its first line when the chapter starts
     )
 
 
@@ -251,7 +236,7 @@ def _run_one(
             bar.update(int(counts[-1][0]) - bar.n)
     code, seconds = _wait(child)
     bar.bar_format = bar.bar_format.replace("{elapsed}", bar.format_interval(time.time() - bar.start_t))
-    bar.refresh() if sys.stderr.isatty() else bar.close()
+    bar.refresh() if redraws() else bar.close()
     if code == 0:
         notebook = read(partial)
         tidy(notebook)
@@ -291,7 +276,7 @@ def _failure(name: str, partial: Path, failed: Path, log: str) -> tuple[str, str
         if output.output_type == "error":
             problem = f"{output.ename}: {output.evalue}".splitlines()[0][:200]
             traceback = "\n".join(output.traceback)
-    if not sys.stderr.isatty():
+    if not redraws():
         traceback = re.sub(r"\x1b\[[0-9;]*m", "", traceback)
     return f"{name} in code cell {len(begun)} (`{line}`): {problem}; {where}", traceback
 
