@@ -127,13 +127,15 @@ def run(
     known = experiments.catalogue()
     for name in names:
         experiments.find(name)
+    if out.resolve() == data.resolve():
+        raise UserError(f"{out} is for the recorded experiments alone: name another folder with --out")
     work = out / "work"
     for kind in ("checkpoints", "records"):
         runtime.ensure_writable(work / kind)
     with runtime.only_one(work, f"running a campaign in {out}"):
         say(f"{where.type}: one meta-gradient differs from the CPU's by {check_gradient(where):.1e} of its norm")
         queue = []
-        for name in names or plan(device=where.type):
+        for name in dict.fromkeys(names or plan(device=where.type)):
             if name not in known:
                 say(f"{name}: not an experiment yet")
             elif _done(known[name], data) or _done(known[name], work):

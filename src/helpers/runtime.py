@@ -61,6 +61,10 @@ def pick_device(name: str) -> torch.device:
             "device=cuda was asked for, but PyTorch finds no CUDA device here: "
             "use device=cpu or install a CUDA build of torch"
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"there is no device {name!r} among the {torch.cuda.device_count()} GPUs here: use cuda or auto"
+        )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported: use cpu, cuda or auto")
     return device

@@ -32,6 +32,8 @@ def read(text: str, kind: Any, what: str) -> Any:
     >>> read("1,3,10", tuple[int, ...], "test_steps"), read("none", int | None, "starts")
     ((1, 3, 10), None)
     """
+    if not text.isprintable():
+        raise UserError(f"{what} holds a character that cannot be printed: write {text[:60]!r} without it")
     for one in sorted(_kinds(kind), key=lambda kind: kind is str):  # any text is a text, so that is asked last
         try:
             return conform(_literal(text, one), one)

@@ -21,7 +21,7 @@ import yaml
 from commands import call, train
 
 from helpers import campaign, runtime
-from helpers.lab import checkpoints
+from helpers.lab import checkpoints, variants
 
 DEEP = 20_000  # nested lists
 
@@ -75,7 +75,7 @@ def changed(content, path: str, value):
         (["train", "first", "--threads", "99999"], "is not a whole number"),
         (["train", "first\n"], "there is no experiment"),
         (["train", "x" * 300], "there is no experiment"),
-        (["train", "first", "--seed", "1", "--out", "notebooks/01_one.ipynb"], "01_one.ipynb"),
+        (["train", "first", "--seed", "1", "--out", "notebooks/01_one.ipynb"], "is a file: name a folder"),
         (["evaluate", ""], "there is no checkpoint ''"),
         (["evaluate", "a\0b"], "there is no checkpoint"),
         (["evaluate", "a\0b.safetensors.xz"], "is damaged or not of this book"),
@@ -95,9 +95,28 @@ def changed(content, path: str, value):
         (["campaign", "--minutes", "soon", "--out", "o"], "is not a number of minutes"),
         (["campaign", "--minutes", "1"], "a campaign needs --minutes and --out"),
         (["campaign", "frist", "--minutes", "1", "--out", "o"], "there is no experiment 'frist'"),
-        (["campaign", "--minutes", "1", "--out", "notebooks/01_one.ipynb"], "cannot write into"),
+        (["campaign", "--minutes", "1", "--out", "notebooks/01_one.ipynb"], "is a file: name a folder"),
         (["campaign", "--merge", "nowhere"], "there are no files campaign-*.tar in nowhere"),
-        (["campaign", "--merge", "notebooks/01_one.ipynb"], "there are no files campaign-*.tar in"),
+        (["campaign", "--merge", "notebooks/01_one.ipynb"], "is a file: name a folder"),
+        (
+            ["campaign", "first", "--minutes", "1", "--device", "cpu", "--out", "data"],
+            "for the recorded experiments alone",
+        ),
+        (["run", "one", "--out", "notebooks/01_one.ipynb"], "is a file: name a folder"),
+        (["train", "first", "--bud", "0"], "unrecognized arguments: --bud 0"),
+        (["train", "first", "--device", ""], "there is no device called ''"),
+        (["train", "first", "--budget", "-0"], "is not a duration"),
+        (["train", "first", "--seed", "True"], "seed of first must be a whole number"),
+        (["train", "first", "--set", "hidden=0"], "hidden of first must be a whole number of at least 1"),
+        (
+            ["train", "first", "--set", "hidden=9999999999999"],
+            "first_hidden-9999999999999 does not run with these values",
+        ),
+        (["train", "first", "--set", "paper=\udcff"], "paper of first holds a character that cannot be printed"),
+        (["train", "first", "--set", "paper=a\0b"], "paper of first holds a character that cannot be printed"),
+        (["train", "first", "--seed", "1", "--out", "data/../data"], "is for the recorded experiments alone"),
+        (["completion", "fish"], "invalid choice: 'fish'"),
+        (["@first"], "there is no command '@first'"),
         (["data", ""], "there is no data set ''"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
@@ -144,7 +163,9 @@ def test_good_claims_are_taken(project, capsys):
         ("claims/0/direction/0/right", float("nan")), ("claims/0/direction/0/right", "first"),
         ("claims/0/direction/0/within", "near"), ("claims/0/direction/0/within", 0),
         ("claims/0/direction/0/label", 3), ("claims/0/direction/0/more", 3), ("claims/0/note", 3),
-        ("claims/0/note", None), ("claims/0/from_memory", "yes"), ("claims/0/verdict", "reproduced"),
+        ("claims/0/note", None), ("claims/0/quantity", " \n"), ("claims/0/quantity", "\x1b[31mred"),
+        ("claims/0/quantity", "<script>alert(1)</script>"), ("claims/0/note", "<img onerror=x>"),
+        ("claims/0/from_memory", "yes"), ("claims/0/verdict", "reproduced"),
         ("claims/0", {key: value for key, value in CLAIM.items() if key not in ("value", "ci95", "direction")}),
         ("claims", [CLAIM, CLAIM]),
     ],
@@ -205,7 +226,8 @@ def test_a_good_record_is_taken(project, capsys):
         ("", None), ("", 3), ("", []), ("experiment", "second"), ("experiment", ["first"]), ("paper", ["maml"]),
         ("paper", ...), ("status", "great"), ("status", None), ("iterations", [1, 60]), ("iterations/done", "1"),
         ("iterations/done", -1), ("iterations/done", True), ("iterations/done", 1.5), ("iterations/done", 61),
-        ("iterations/planned", 0), ("iterations/planned", None), ("metrics", []), ("metrics", {"mse_0": 0.5}),
+        ("iterations/planned", 0), ("iterations/planned", None), ("metrics", []), ("metrics", {}),
+        ("status", "complete"), ("config/name", "second"), ("metrics", {"mse_0": 0.5}),
         ("metrics/mse_0/value", "0.5"), ("metrics/mse_0/value", None), ("metrics/mse_0/value", [0.5]),
         ("metrics/mse_0/value", True), ("metrics/mse_0/value", float("nan")), ("metrics/mse_0/value", float("inf")),
         ("metrics/mse_0/value", 10**400), ("metrics/mse_0/ci95", "0.1"), ("metrics/mse_0/ci95", -100),
@@ -295,6 +317,7 @@ def name_of(tensors: dict, start: str) -> str:
 @pytest.mark.parametrize(
     "start, change",
     [
+        ("theta/", lambda value: value * float("nan")),
         ("theta/", lambda value: value.double()),
         ("theta/", lambda value: value.long()),
         ("theta/", lambda value: value[..., :0]),
@@ -463,3 +486,34 @@ def test_a_root_that_is_no_folder(project, capsys, monkeypatch, words):
 def test_any_width_of_the_terminal(project, capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     assert call(capsys, "show", "first")[0] == call(capsys, "--help")[0] == 0
+
+
+# ---------------------------------------- what passed in silence
+def test_a_checkpoint_under_another_name(project, capsys, checkpoint):
+    checkpoint.rename(checkpoint.with_name("second.safetensors.xz"))
+    assert "is a checkpoint of first: restore that of second" in refused(project, capsys, "evaluate", "second")
+
+
+def test_an_experiment_that_is_named_twice_is_begun_once(project, capsys, monkeypatch):
+    """Of two processes under one name only the later would be stopped at the end."""
+    monkeypatch.setattr(campaign, "check_gradient", lambda _: 0.0)
+    queues = []
+    monkeypatch.setattr(campaign, "_side_by_side", lambda queue, *_: queues.append(queue))
+    words = ["first", "second", "first", "--minutes", "1", "--device", "cpu", "--out", str(project / "brought")]
+    assert call(capsys, "campaign", *words)[0] == 0 and queues == [["first", "second"]]
+
+
+def test_variants_of_nothing_but_signs_have_names_of_their_own():
+    names = {variants.variant(tiny.Tiny(), {"paper": text}).name for text in ("", "🙂", "/", "🙃")}
+    assert len(names) == 4
+
+
+def test_a_gpu_that_is_not_there(project, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "no device 'cuda:99' among the 1 GPUs" in refused(project, capsys, "train", "first", "--device", "cuda:99")
+
+
+def test_a_chapter_whose_name_a_shell_would_run(project, capsys):
+    (project / "notebooks" / "03_$(touch x).ipynb").write_text("{}")
+    assert "touch" not in call(capsys, "completion", "bash")[1]

@@ -38,7 +38,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_saved_records_come_back(folder):
-    path = records.save(record("two", status="complete") | {"note": "±"})
+    path = records.save(record("two") | {"note": "±"})
     assert path == folder / "two.json" and path.read_text(encoding="utf-8").endswith("\n")
     records.save(record())
     assert records.load("two")["note"] == "±"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from functools import partial
 
 from helpers.cli.datasets import KNOWN
@@ -33,7 +34,10 @@ def completion(commands: Commands, options: argparse.Namespace) -> None:
     }
     for verb, command in commands.parsers.items():
         for action in command._actions:
-            action.choices = words.get((verb, action.dest), action.choices)
+            if known := words.get((verb, action.dest)):
+                action.choices = [
+                    word for word in known if re.fullmatch(r"[\w.-]+", word)
+                ]  # the rest means more to a shell
             if action.type is folder:
                 action.complete = shtab.DIRECTORY
     print(shtab.complete(commands.top, options.shell))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,7 +15,10 @@ MOST_THREADS = 1024
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one sentence."""
+    """An argument parser whose complaint is one sentence, and which guesses at no option."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False} | settings)
 
     def error(self, message: str) -> NoReturn:
         print(f"metabook: {message}; `{self.prog} --help` shows the usage", file=sys.stderr)
@@ -130,4 +134,6 @@ def folder(text: str) -> Path:
     """Parse the path of a folder."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not the path of a folder")
+    if os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{text} is a file: name a folder")
     return Path(text)

@@ -166,6 +166,10 @@ def evaluate(options: argparse.Namespace) -> None:
     path = _checkpoint(options.checkpoint)
     _, header = checkpoints.read_checkpoint(path)
     trained = variants.restored(header["config"], experiments.catalogue())
+    if path != Path(options.checkpoint) and trained.name != options.checkpoint:
+        raise UserError(
+            f"{path} is a checkpoint of {trained.name}: restore that of {options.checkpoint}, or name the file"
+        )
     judged = _variant(_on_folder(trained, options.data_folder, True), dict(options.settings))
     _say_images(judged, sys.stderr if options.json else sys.stdout)
     before, now = (getattr(one, "own", None) for one in (trained, judged))

@@ -254,6 +254,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if metadata["sha256"] != digest(metadata["metabook"], tensors):  # a KeyError where it is missing
             raise ValueError("its digest is wrong")
         _check_header(header)
+        if not all(tensor.isfinite().all() for name, tensor in tensors.items() if name.startswith("theta/")):
+            raise ValueError("its parameters are not finite")
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}: train the experiment first") from None
     except (*BROKEN, UserError, OSError, EOFError, lzma.LZMAError, safetensors.SafetensorError) as error:

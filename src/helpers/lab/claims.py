@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from dataclasses import dataclass
 from typing import Any, get_type_hints
@@ -127,6 +128,14 @@ def _is(value: Any, kind: Any, what: str) -> None:
         settings.conform(value, kind)
     except (OverflowError, ValueError):
         raise ValueError(f"{what} must be {settings.described(kind)}, not {reprlib.repr(value)}") from None
+    if isinstance(value, str) and not _is_plain(value):
+        raise ValueError(f"{what} must be plain words, not {reprlib.repr(value)}")
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text says something, to a terminal and on a page alike: no control characters, no HTML."""
+    line = " ".join(text.split())
+    return bool(line) and line.isprintable() and not re.search(r"<[a-zA-Z/!]", line)
 
 
 def operand(what: str | float, records: dict[str, Record]) -> Interval | None:

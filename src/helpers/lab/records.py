@@ -107,14 +107,16 @@ def fault(content: Any, name: str) -> str:
     try:
         if content["experiment"] != name:
             return "it is of another experiment"
-        one_of(content["status"], "status", ("complete", "partial"))
         planned = whole(content["iterations"]["planned"], "number of iterations")
-        whole(content["iterations"]["done"], "number of iterations done", 0, planned)
+        done = whole(content["iterations"]["done"], "number of iterations done", 0, planned)
+        one_of(content["status"], "status of such a run", ("complete" if done == planned else "partial",))
         curve = content.get("curve", [])
         parts = {"paper": (content["paper"], str), "curve": (curve, list)}
         parts |= {key: (content[key], dict) for key in ("config", "provenance")}
         if wrong := [key for key, (part, kind) in parts.items() if not isinstance(part, kind)]:
             return f"its {wrong[0]} is of another kind"
+        if content["config"]["name"] != name or not content["metrics"]:
+            return "its configuration is another experiment's" if content["metrics"] else "it has no metrics"
         for metrics in (content["metrics"], *(point["metrics"] for point in curve)):
             check_metrics(metrics)
         for point in curve:

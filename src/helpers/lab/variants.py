@@ -112,7 +112,7 @@ def _differences(before: Any, after: Any) -> dict[str, Any]:
 def _plain(value: Any) -> str:
     """The value as part of a file's name."""
     text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).lower()
-    return re.sub(r"[^\w.+]+", "-", text).strip("-")
+    return re.sub(r"[^\w.+]+", "-", text).strip("-") or f"{zlib.crc32(text.encode()):08x}"
 
 
 def restored(config: Mapping[str, Any], known: Mapping[str, Experiment]) -> Experiment:
