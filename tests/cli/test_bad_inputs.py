@@ -71,7 +71,7 @@ def changed(content, path: str, value):
         (["train", "first", "--set", "outer_rate=nan"], "outer_rate of first must be a finite number"),
         (["train", "first", "--set", "outer_rate=1e400"], "outer_rate of first must be a finite number"),
         (["train", "first", "--set", "hidden=" + "[" * 3000], "hidden of first must be a whole number"),
-        (["train", "first", "--set", "hidden.epochs=3"], "hidden of first has no fields of its own"),
+        (["train", "first", "--set", "hidden.epochs=3"], "hidden of first is 8 and has no field 'epochs'"),
         (["train", "first", "--threads", "99999"], "is not a whole number"),
         (["train", "first\n"], "there is no experiment"),
         (["train", "x" * 300], "there is no experiment"),

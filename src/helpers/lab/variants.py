@@ -92,8 +92,6 @@ def _changed(part: Any, path: str, text: str, owner: str) -> Any:
     if is_dataclass(getattr(part, name)):
         inner = fields(getattr(part, name))[0].name
         raise UserError(f"{path} of {owner} has fields of its own: set one of them, as in {name}.{inner}=VALUE")
-    if rest:
-        raise UserError(f"{name} of {owner} has no fields of its own: set {name}=VALUE")
     value = settings.read(text, get_type_hints(type(part))[name], f"{path} of {owner}")
     return replace(part, **{name: value})
 
