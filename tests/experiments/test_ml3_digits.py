@@ -92,6 +92,7 @@ def test_files_are_found_where_metabook_data_says(miniature, tmp_path, monkeypat
 
 def test_missing_data_says_where_and_how(miniature, tmp_path, monkeypatch):
     (miniature / "t10k-labels-idx1-ubyte").unlink()
+    (tmp_path / "nowhere").mkdir()
     monkeypatch.setenv("METABOOK_DATA", str(tmp_path / "nowhere"))
     for message in (
         refused(lambda: digits.load("train", "mnist")),
@@ -99,7 +100,12 @@ def test_missing_data_says_where_and_how(miniature, tmp_path, monkeypatch):
     ):
         assert "t10k-labels-idx1-ubyte" in message and "METABOOK_DATA" in message
         assert str(tmp_path / "nowhere") in message and str(miniature) in message
-    assert not (tmp_path / "nowhere").exists()
+    assert not list((tmp_path / "nowhere").iterdir())
+
+
+def test_a_folder_of_data_that_is_none_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("METABOOK_DATA", str(tmp_path / "nowhere"))
+    assert "METABOOK_DATA names" in refused(lambda: digits.load("train", "mnist"))
 
 
 def test_a_download_is_laid_where_it_is_found(miniature, monkeypatch):

@@ -70,15 +70,15 @@ def register(commands: Commands) -> None:
     command = commands.add(
         "book",
         book,
-        "run the chapters and build the pages, what changed of them",
+        "run the chapters that changed, and build the pages",
         """metabook book                        the pages are then at _build/html/index.html
         metabook book --committed            from the committed outputs, running nothing
         metabook book --check                look at every page, link and image of the built pages""",
     )
     which = command.add_mutually_exclusive_group()
     which.add_argument("--committed", action="store_true", help="run nothing: build from the committed outputs")
-    which.add_argument("--check", action="store_true", help="run and build nothing: check the pages that there are")
-    which.add_argument("--force", action="store_true", help="run also the chapters that have not changed")
+    which.add_argument("--check", action="store_true", help="run and build nothing: check the existing pages")
+    which.add_argument("--force", action="store_true", help="run unchanged chapters, too")
 
     command = commands.add(
         "run",
@@ -91,14 +91,14 @@ def register(commands: Commands) -> None:
     )
     command.add_argument("chapter", nargs="*", help=chapter)
     command.add_argument("--profile", default="book", help="the scale: quick, book (the default) or paper")
-    add_settings(command, "a value for the chapter's cell of parameters")
+    add_settings(command, "a value for a parameter of the chapter, one of its cell tagged parameters")
     command.add_argument("--out", type=folder, metavar="FOLDER", help="where the copies go; _build/PROFILE by default")
-    command.add_argument("--force", action="store_true", help="also what has not changed")
+    command.add_argument("--force", action="store_true", help="run unchanged chapters, too")
 
     command = commands.add(
         "refresh",
         refresh,
-        "run chapters and put the outputs into notebooks/, to be committed",
+        "run chapters and overwrite the outputs in notebooks/, to be committed",
         """metabook refresh                     every chapter
         metabook refresh 02 08               these two""",
     )
@@ -108,18 +108,20 @@ def register(commands: Commands) -> None:
         "check",
         check,
         "check the code, the chapters, the pages and the records, tier by tier",
-        """metabook check                       everything, in a quarter of an hour on two cores
+        """metabook check                       everything; a quarter to half an hour on two cores
         metabook check unit                  the helpers alone
         metabook check records --all         every committed checkpoint, evaluated again""",
     )
     command.add_argument("tier", nargs="*", help="unit, chapters, smoke, book, records; all when none is named")
-    command.add_argument("--all", action="store_true", help="evaluate all records, not only those whose turn it is")
+    command.add_argument(
+        "--all", action="store_true", help="evaluate all records, not only the sample that the commit selects"
+    )
 
     command = commands.add(
         "bench",
         bench,
         "time one meta-gradient against other libraries; writes _build/bench.json",
         "metabook bench",
-        "Further words are handed on to benchmarks/bench.py.",
+        "Further words are options of benchmarks/bench.py. It takes some minutes.",
     )
     command.set_defaults(takes_rest=True)

@@ -83,12 +83,15 @@ def register(commands: Commands) -> None:
     command = commands.add(
         "data",
         data,
-        "get a data set ready, verify it, and print its counts and digests",
+        "download or verify a data set, and print its counts and digests",
         """metabook data omniglot               found, or downloaded
         metabook data jets --jets 1600       simulated anew""",
     )
     command.add_argument("name", help=f"{', '.join(KNOWN)}: glyphs are drawn from fonts, the others are files")
     command.add_argument(
-        "--jets", type=positive, metavar="N", help="simulate data/jets.npz, N jets a window of each sample (hours)"
+        "--jets",
+        type=positive,
+        metavar="N",
+        help="simulate data/jets.npz anew, N jets per window and sample; 1600: an hour",
     )
     command.add_argument("--extract", action="store_true", help="make data/names.json.gz anew from the installed Babel")

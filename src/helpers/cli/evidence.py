@@ -54,7 +54,8 @@ def verdicts(options: argparse.Namespace) -> None:
     verdict, longest = (max(map(len, texts), default=0) for texts in ([str(row["verdict"]) for row in rows], names))
     for name, row in zip(names, rows, strict=True):
         sides = [_side(row, side) for side in ("paper", "book")]
-        numbers = f" (paper {sides[0] or '–'}, here {sides[1]})" if sides[1] else ""
+        run = str(row["verdict"]) != claims.NOT_RUN  # the record of one side alone says little
+        numbers = f" (paper {sides[0]}, here {sides[1]})" if run and all(sides) else ""
         print(f"{name:<{longest}}  {str(row['verdict']):<{verdict}}  {' '.join(row['quantity'].split())}{numbers}")
 
 
@@ -72,16 +73,17 @@ def register(commands: Commands) -> None:
         "show",
         show,
         "explain an experiment: what it is, its fields, their values and meanings",
-        "metabook show maml-sinusoid-5        (`metabook train --list` prints the names)",
+        "metabook show maml-sinusoid-5",
     )
-    command.add_argument("name", help="the experiment")
+    command.add_argument("name", help="name of an experiment; `metabook train --list` prints them")
 
     command = commands.add(
         "verdicts",
         verdicts,
-        "list the claims of the papers with the verdicts that the records give, one a line",
+        "list the claims of the papers, one a line, and whether the records of this book reproduce them",
         """metabook verdicts --paper maml
         metabook verdicts --json""",
     )
-    command.add_argument("--paper", metavar="PAPER", help="the claims of this paper alone, such as maml")
+    papers = "such as maml, imaml, reptile, ml3, nos, jets"
+    command.add_argument("--paper", metavar="PAPER", help=f"the claims of this paper alone, {papers}")
     command.add_argument("--json", action="store_true", help="print JSON instead of lines")

@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +19,7 @@ from helpers.errors import UserError, nearest
 # What only one command needs is imported there: `metabook train` then works with torch, numpy and four small packages.
 QUEUES = ("paper",)  # the catalogue of experiments, the most important first
 OWN = Path("_build") / "own"  # where own variants go, within the checkout
+WORTH_COMPILING = 1_000  # iterations; a shorter run is over before the compiler is
 # What experiments raise where a value is of the right kind but makes no sense, such as an unknown estimator.
 NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -96,13 +97,25 @@ def _prepared(options: argparse.Namespace) -> dict[str, Any]:
     runtime.keep_memory()
     if device.type == "cpu":
         runtime.fast_products()
-    compiled = runtime.can_compile() if options.compile is None else options.compile
-    return {"device": device, "compiled": compiled, "fresh": options.fresh}
+    return {"device": device, "compiled": options.compile, "fresh": options.fresh}
 
 
 def _train_one(experiment, budget: float | None, watched_in: Path | None, settings: dict[str, Any]) -> None:
-    from helpers.lab import tensorboard, training
+    from helpers import runtime
+    from helpers.lab import checkpoints, tensorboard, training
 
+    place = settings.get("data")
+    with suppress(UserError):  # a damaged record of a finished run is written anew
+        if not settings["fresh"] and checkpoints.complete(experiment, place and place / "records"):
+            print(
+                f"{experiment.name} is complete ({experiment.iterations:,} iterations): nothing to train. "
+                "`metabook evaluate` measures it again, --set trains a variant, --fresh starts over"
+            )
+            return
+    if settings["compiled"] is None:
+        settings = settings | {"compiled": experiment.iterations >= WORTH_COMPILING and runtime.can_compile()}
+    if settings["compiled"]:
+        print("the training step is compiled first, which takes minutes; --no-compile starts at once", file=sys.stderr)
     with tensorboard.watching(watched_in, experiment.name) as watch:
         training.train(experiment, budget=budget, watch=watch, **settings)
 
@@ -232,7 +245,7 @@ def _checkpoint(name: str) -> Path:
     known += experiments.catalogue()
     raise UserError(
         f"there is no checkpoint {name!r}{nearest(name, known)}; name a file, an experiment that `metabook train "
-        f"--list` prints, or one that you trained yourself"
+        f"--list` prints, or a variant in {OWN}; for one elsewhere give its file"
     )
 
 
@@ -264,15 +277,19 @@ def register(commands: Commands) -> None:
         "measure a checkpoint anew on this machine, and print its metrics with 95 % intervals",
         """metabook evaluate maml-sinusoid-5    beside what its record says
         metabook evaluate maml-sinusoid-5 --set test_tasks=2000
-        metabook evaluate maml-sinusoid-5_seed-3 --json   an own run, by its name or its file
+        metabook evaluate maml-sinusoid-5_seed-3 --json   a variant of yours, by its name or its file
         metabook evaluate maml-omniglot-5w1s --data-folder drawings   on images of your own""",
         "Nothing is written.",
     )
-    command.add_argument("checkpoint", metavar="NAME|CHECKPOINT", help="an experiment, an own run, or a file")
+    command.add_argument(
+        "checkpoint", metavar="NAME|CHECKPOINT", help="an experiment, a variant of your own, or a checkpoint file"
+    )
     add_settings(command, "another value for a field of the experiment, such as test_tasks=2000")
     command.add_argument("--data-folder", **images)
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    command.add_argument("--spot", action="store_true", help="where an evaluation is long, only its short part")
+    command.add_argument(
+        "--spot", action="store_true", help="measure only the quick metrics, those named spot_…, where there are some"
+    )
     command.add_argument("--device", **devices)
     command.add_argument("--threads", **cores)
 
@@ -282,17 +299,20 @@ def register(commands: Commands) -> None:
         "train a recorded experiment or a variant of it, going on from its checkpoint where there is one",
         """metabook train --list                the names
         metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; the same command goes on
-        metabook train maml-sinusoid-5 --set inner_steps=5 --seed 3    an own variant
-        metabook train maml-omniglot-5w1s --data-folder drawings    on your own images, a folder a class
+        metabook train maml-sinusoid-5 --set inner_steps=5 --seed 3    a variant of your own
+        metabook train maml-omniglot-5w1s --data-folder drawings    on your own images, one folder for each class
         metabook train --queue paper --budget 1h     whatever is not complete, most important first""",
-        "Ctrl-C stops after the iteration, with checkpoint and record; a second one stops at once. A variant (--set, "
-        "--seed, --out, --data-folder) is named after what was changed and never touches data/. A folder of images "
-        "has a folder for each class, or the folders train, validation and test with those of the classes; any size "
-        "and number of images will do, grey or coloured (own.size, own.channels and own.split_seed can be --set).",
+        "Ctrl-C ends the iteration and writes checkpoint and record; a second one stops at once. A variant (--set, "
+        "--seed, --out, --data-folder) is named after what was changed and never touches data/; without them the "
+        "run is written to data/. A folder of images has a folder for each class, or the folders train, validation and "
+        "test with those of the classes; any size and number of images will do, grey or coloured (own.size, "
+        "own.channels and own.split_seed can be --set).",
     )
-    command.add_argument("name", nargs="?", help="the experiment")
+    command.add_argument("name", nargs="?", help="name of the experiment")
     command.add_argument("--list", action="store_true", help="list the experiments")
-    command.add_argument("--queue", metavar="QUEUE", help="instead of one experiment all of a queue: paper")
+    command.add_argument(
+        "--queue", metavar="QUEUE", help="paper: every experiment that is not complete, most important first"
+    )
     add_settings(command, "a value for a field that `metabook show NAME` lists")
     command.add_argument("--data-folder", **images)
     command.add_argument(
@@ -310,21 +330,28 @@ def register(commands: Commands) -> None:
     command.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="use torch.compile, the default where it can work; go on with what the run began with",
+        help="compile the training step first: minutes of waiting, then faster; the default for long runs where it can "
+        "work. A run that goes on keeps its choice",
     )
 
     command = commands.add(
         "campaign",
         campaign,
-        "train the long runs by priority for some minutes, several side by side, and pack what came of it",
+        "train the long runs by priority for some minutes, side by side, and pack their checkpoints and records",
         """metabook campaign --minutes 12 --device cuda --out brought   where a GPU is at hand
         metabook campaign --merge brought                            back home: into data/""",
     )
     command.add_argument("name", nargs="*", help="experiments, in this order; those of data/campaign.yaml otherwise")
-    command.add_argument("--minutes", type=minutes, metavar="M", help="of wall time, evaluations and packing included")
+    command.add_argument(
+        "--minutes", type=minutes, metavar="M", help="wall time, with evaluations and packing; needs --out"
+    )
     command.add_argument("--device", **devices)
-    command.add_argument("--out", type=folder, metavar="FOLDER", help="where the packs go; a second call goes on there")
+    command.add_argument(
+        "--out", type=folder, metavar="FOLDER", help="folder for the archives to take home; a second call goes on in it"
+    )
     command.add_argument(
         "--jobs", type=positive, metavar="N", help="runs side by side; one a core, at most six on a GPU"
     )
-    command.add_argument("--merge", type=folder, metavar="FOLDER", help="put the packs of that folder into data/")
+    command.add_argument(
+        "--merge", type=folder, metavar="FOLDER", help="put the archives of FOLDER into data/; goes alone"
+    )

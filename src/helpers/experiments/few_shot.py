@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from tqdm import tqdm
 
 from helpers import estimators, losses
 from helpers.errors import UserError
@@ -20,6 +19,7 @@ from helpers.lab import evaluation
 from helpers.lab.statistics import Interval, interval
 from helpers.learners.descent import GradientDescent
 from helpers.numerics import tracing
+from helpers.progress import progress_bar
 from helpers.tasks import folders
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.folders import Folder
@@ -183,7 +183,7 @@ def accuracy_curve(
     size = 25 if tasks.support.x.device.type == "cpu" else 300
     begins = range(0, len(tasks.query.x), size)
     curves = []
-    for begin in tqdm(begins, desc="testing", unit_scale=size, unit="task", leave=False, delay=2, disable=None):
+    for begin in progress_bar(begins, desc="testing", unit_scale=size, unit="task", leave=False, delay=2):
         some = tree_map(lambda t, begin=begin: t[begin : begin + size], tasks)
         curves.append(
             evaluation.adaptation_curve(learner, theta, some, steps, losses.accuracy, transductive, chunk=None)

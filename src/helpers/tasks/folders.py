@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from helpers.errors import UserError
+from helpers.progress import progress_bar
 from helpers.tasks.images import ImageClasses, hashed_order, read_bytes
 from helpers.validate import one_of, whole
 
@@ -255,9 +256,7 @@ def _entry(place: Path, file: Path, content: bytes) -> bytes:
 
 
 def _progress(files: list[Path], title: str) -> Iterable[Path]:
-    from tqdm import tqdm
-
-    return tqdm(files, desc=title, unit="image", leave=False, delay=2, disable=None)
+    return progress_bar(files, desc=title, unit="image", leave=False, delay=2)
 
 
 # ---------------------------------------- pixels

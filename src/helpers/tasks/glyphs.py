@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers.progress import progress_bar
 from helpers.runtime import root
 from helpers.tasks.images import ImageClasses, hashed_order, read_cache, sha256, write_cache
 from helpers.validate import one_of, whole
@@ -214,8 +215,6 @@ def instances(classes: list[str], chosen: Sequence[int], seed: int) -> np.ndarra
     They are float64 uniforms, and so is the arithmetic: rounding to whole grey levels then gives the same images
     whatever vector instructions the machine has.
     """
-    from tqdm import tqdm
-
     generator = torch.Generator().manual_seed(seed)
     n = len(classes)
     which_face = torch.rand(n, INSTANCES, generator=generator, dtype=torch.float64)
@@ -224,7 +223,7 @@ def instances(classes: list[str], chosen: Sequence[int], seed: int) -> np.ndarra
     covering, files = letters(), faces()
     images = np.empty((len(chosen), INSTANCES, SIZE, SIZE), np.uint8)
     step = 16  # classes at a time, so that a block's grids (16 * 20 * 56 * 56 * 2 float64, 16 MB) stay near the cache
-    with tqdm(total=len(chosen), desc="Glyphs: drawing", unit="letter", leave=False, disable=None) as bar:
+    with progress_bar(total=len(chosen), desc="Glyphs: drawing", unit="letter", leave=False) as bar:
         for start in range(0, len(chosen), step):
             block = list(chosen[start : start + step])
             pictures = []

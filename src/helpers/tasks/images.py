@@ -83,9 +83,18 @@ class ImageClasses:
 
 def data_folders() -> list[Path]:
     """Where data sets are looked for, in order: the folder named by ``METABOOK_DATA``, then ``data/raw`` of the
-    checkout."""
-    named = os.environ.get("METABOOK_DATA")
-    return ([Path(named).expanduser().resolve()] if named else []) + [root() / "data" / "raw"]
+    checkout.
+
+    Raises:
+        UserError: if ``METABOOK_DATA`` names no folder.
+    """
+    found = [root() / "data" / "raw"]
+    if named := os.environ.get("METABOOK_DATA"):
+        place = Path(named).expanduser().resolve()
+        if not place.is_dir():
+            raise UserError(f"METABOOK_DATA names {place}, which is no folder: correct it, or unset it")
+        found.insert(0, place)
+    return found
 
 
 @contextmanager

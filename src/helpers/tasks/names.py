@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from helpers.errors import UserError
+from helpers.parsing import from_json
 from helpers.runtime import root
 from helpers.tasks import numerals
 from helpers.tasks.images import hashed_order, sha256
@@ -267,7 +268,7 @@ def load(path: Path | str | None = None) -> Names:
     if not place.is_file():
         raise UserError(f"the file of names {place} is missing: {remedy}")
     try:
-        content = json.loads(gzip.decompress(place.read_bytes()))
+        content = from_json(gzip.decompress(place.read_bytes()))
         header, english, languages = content["header"], content["english"], content["languages"]
         sound = header.pop("sha256") == digest(header, english, languages)
     except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zlib.error) as error:

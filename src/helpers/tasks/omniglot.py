@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from helpers.errors import DataAbsent, UserError
+from helpers.progress import progress_bar
 from helpers.runtime import root
 from helpers.tasks import images as shared
 from helpers.tasks.images import (
@@ -189,7 +190,6 @@ def decode(place: Path) -> tuple[list[str], np.ndarray]:
         UserError: when a folder or an image is missing, unreadable, or not Omniglot's.
     """
     from PIL import Image
-    from tqdm import tqdm
 
     files = _listing(place)
     names = sorted(files)
@@ -197,7 +197,7 @@ def decode(place: Path) -> tuple[list[str], np.ndarray]:
     images = np.empty((len(names), INSTANCES, 28, 28), np.uint8)
     pixels = np.empty((INSTANCES, 105, 105), np.uint8)
     digests = []
-    for c, name in enumerate(tqdm(names, desc="Omniglot: decoding", unit="character", leave=False, disable=None)):
+    for c, name in enumerate(progress_bar(names, desc="Omniglot: decoding", unit="character", leave=False)):
         for i, file in enumerate(files[name]):
             try:
                 with Image.open(file) as image:

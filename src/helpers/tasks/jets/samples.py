@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from helpers.errors import UserError
+from helpers.parsing import from_json
 from helpers.runtime import root
 from helpers.tasks.images import sha256
 from helpers.validate import one_of, whole
@@ -212,7 +213,7 @@ def load(path: Path | str | None = None) -> JetSamples:
     try:
         with np.load(place, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        header = json.loads(str(arrays.pop("header")))
+        header = from_json(str(arrays.pop("header")))
         sound = header.pop("sha256") == _digest(arrays, header)
     except OSError as error:
         raise UserError(f"the file of jets {place} cannot be read ({error.strerror or error}): {remedy}") from error

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from helpers.errors import UserError
+from helpers.progress import progress_bar
 from helpers.runtime import ensure_writable, only_one, write_atomically
 from helpers.tasks import jets
 from helpers.tasks.jets.plan import (
@@ -239,7 +239,7 @@ def make(
         raise UserError("there must be at least one sample of jets, and none twice")
     fillings = [_Filling(sample) for sample in samples]
     total = sum(sample.per_window for sample in samples) * (len(WINDOWS) - 1)
-    with tqdm(total=total, unit=" jets", desc="jets", smoothing=0.05, disable=not progress) as bar:
+    with progress_bar(total=total, unit=" jets", desc="jets", smoothing=0.05, disable=not progress) as bar:
         _fill(fillings, workers or os.cpu_count() or 1, bar.update)
     columns = [{name: np.concatenate([part[name] for part in f.parts]) for name in f.parts[0]} for f in fillings]
     arrays = {name: np.concatenate([column[name] for column in columns]) for name in columns[0]}
