@@ -95,8 +95,18 @@ def test_claims_table_as_markdown_and_as_text():
 
 def test_claim_rows_take_values_from_records_and_verdicts_from_the_rule():
     claims = [
-        Claim(paper="p", id="a", quantity="A", where="Table 1", experiment="x", value=0.9, ci95=0.01, from_memory=True),
-        Claim(paper="p", id="b", quantity="B", where="Table 1", experiment="absent", value=0.9),
+        Claim(
+            paper="p",
+            id="a",
+            quantity="A",
+            where="Table 1",
+            experiment="x",
+            metric="test_accuracy",
+            value=0.9,
+            ci95=0.01,
+            from_memory=True,
+        ),
+        Claim(paper="p", id="b", quantity="B", where="Table 1", experiment="absent", metric="test_accuracy", value=0.9),
     ]
     record = {
         "experiment": "x",

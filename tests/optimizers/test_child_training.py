@@ -9,7 +9,7 @@ import torch
 from refusals import refused
 from torch.func import grad_and_value
 
-from helpers import losses, runtime
+from helpers import losses, progress, runtime
 from helpers.models.convnet import ConvNet
 from helpers.models.mlp import MLP
 from helpers.numerics import recording, tracing
@@ -335,7 +335,8 @@ def test_one_epoch_is_the_sweep():
     assert outcome.status == "complete" and outcome.reward == max(outcome.sweep)
 
 
-def test_rewards_of_no_rule_and_of_many(capsys):
+def test_rewards_of_no_rule_and_of_many(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "redraws", lambda: True)  # as in a terminal
     crowd = population(chunk=2)
     assert crowd.rewards([]) == []
     rules = [parse(written) for written in (*WRITTEN, "m", "v", "sign(g)", "g + m", "lion")]
