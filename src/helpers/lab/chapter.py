@@ -97,12 +97,15 @@ def train(paper: str, catalogue: Mapping[str, Any], device: torch.device, hours:
 
 
 def reasons(rows: Sequence[Mapping[str, Any]]) -> Markdown:
-    """What differs from the paper, and the likely reason where a number falls short: a list.
+    """What differs from the paper, and the likely reason where a number falls short; claims of one reason together.
 
     Args:
         rows: as :func:`helpers.lab.tables.claim_rows` gives them.
     """
     from IPython.display import Markdown
 
-    said = [f"- {row['quantity']} (*{row['verdict']}*): {row['note']}" for row in rows if row.get("note")]
-    return Markdown("\n".join(said))
+    about: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("note"):
+            about.setdefault(row["note"], []).append(f"{row['quantity']} (*{row['verdict']}*)")
+    return Markdown("\n".join(f"- {'; '.join(claims)}: {note}" for note, claims in about.items()))
