@@ -154,4 +154,4 @@ def test_the_repository_is_light():
     assert len(sizes) > 300, "most of the repository is missing"
     largest = sorted(sizes, key=sizes.get, reverse=True)[:5]
     total = sum(sizes.values())
-    assert total <= 50_000_000, f"{total:,} bytes; the largest are {', '.join(map(str, largest))}"
+    assert total <= 45_000_000, f"{total:,} bytes; the largest are {', '.join(map(str, largest))}"
