@@ -101,12 +101,13 @@ def test_files_are_found_where_metabook_data_says(miniature, tmp_path, monkeypat
 
 def test_missing_data_says_which_where_and_how(miniature, tmp_path, monkeypatch):
     (miniature / "data_batch_3.bin").unlink()
+    (tmp_path / "nowhere").mkdir()
     monkeypatch.setenv("METABOOK_DATA", str(tmp_path / "nowhere"))
     for message in (refused(lambda: cifar10.load("train")), refused(lambda: cifar10.load("train", download=False))):
         assert "file data_batch_3.bin is not" in message and "data_batch_1" not in message
         assert "METABOOK_DATA" in message and cifar10.URL in message
         assert str(tmp_path / "nowhere") in message and str(miniature) in message
-    assert not (tmp_path / "nowhere").exists()
+    assert not list((tmp_path / "nowhere").iterdir())
     message = refused(lambda: cifar10.load("train", folder=tmp_path / "nowhere"))
     assert "data_batch_1.bin, data_batch_2.bin" in message and "no network" not in message
 

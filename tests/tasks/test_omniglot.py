@@ -138,12 +138,13 @@ def test_metabook_data_comes_first(miniature, tmp_path, monkeypatch, layout):
 
 def test_missing_data_says_where_and_how(miniature, tmp_path, monkeypatch):
     shutil.rmtree(miniature)
+    (tmp_path / "nowhere").mkdir()
     monkeypatch.setenv("METABOOK_DATA", str(tmp_path / "nowhere"))
     for message in (refused(lambda: omniglot.load("train")), refused(lambda: omniglot.load("train", download=False))):
         assert "images_background" in message and omniglot.COMMAND in message
         assert str(tmp_path / "nowhere") in message and str(miniature.parent) in message
     assert "no network" in refused(lambda: omniglot.load("train"))
-    assert not (tmp_path / "nowhere").exists()
+    assert not list((tmp_path / "nowhere").iterdir())
     message = refused(lambda: omniglot.load("train", folder=tmp_path / "named"))
     assert str(tmp_path / "named") in message and str(miniature.parent) not in message
 

@@ -300,7 +300,7 @@ def register(commands: Commands) -> None:
         """metabook train --list                the names
         metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; the same command goes on
         metabook train maml-sinusoid-5 --set inner_steps=5 --seed 3    a variant of your own
-        metabook train maml-omniglot-5w1s --data-folder drawings    on your own images, one folder for each class
+        metabook train maml-omniglot-5w1s --data-folder drawings    on your own images
         metabook train --queue paper --budget 1h     whatever is not complete, most important first""",
         "Ctrl-C ends the iteration and writes checkpoint and record; a second one stops at once. A variant (--set, "
         "--seed, --out, --data-folder) is named after what was changed and never touches data/; without them the "
