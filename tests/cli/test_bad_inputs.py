@@ -136,14 +136,13 @@ CLAIM = {
 CLAIMS = {"paper": "maml", "title": "MAML", "citation": "finn2017maml", "claims": [CLAIM]}
 
 
-def write_claims(project: Path, text: str | bytes) -> None:
-    path = project / "data" / "claims" / "maml.yaml"
+def write(path: Path, text: str | bytes) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def test_good_claims_are_taken(project, capsys):
-    write_claims(project, yaml.safe_dump(CLAIMS))
+    write(project / "data/claims/maml.yaml", yaml.safe_dump(CLAIMS))
     assert call(capsys, "verdicts")[:2] == (0, "maml/a  not run  error\n")
 
 
@@ -172,7 +171,7 @@ def test_good_claims_are_taken(project, capsys):
     ids=str,
 )  # fmt: skip
 def test_claims_of_another_shape(project, capsys, path, value):
-    write_claims(project, yaml.safe_dump(changed(CLAIMS, path, value)))
+    write(project / "data/claims/maml.yaml", yaml.safe_dump(changed(CLAIMS, path, value)))
     assert "mend it after data/schemas/claims.schema.json" in refused(project, capsys, "verdicts")
 
 
@@ -189,12 +188,12 @@ def test_claims_of_another_shape(project, capsys, path, value):
     ids=["empty", "nul", "no-utf8", "cut", "deep", "code", "no-anchor", "twice", "laughs"],
 )  # fmt: skip
 def test_claims_that_cannot_be_read(project, capsys, text):
-    write_claims(project, text)
+    write(project / "data/claims/maml.yaml", text)
     assert "mend it after data/schemas/claims.schema.json" in refused(project, capsys, "verdicts")
 
 
 def test_two_papers_may_not_share_the_name_of_a_claim(project, capsys):
-    write_claims(project, yaml.safe_dump(CLAIMS))
+    write(project / "data/claims/maml.yaml", yaml.safe_dump(CLAIMS))
     (project / "data" / "claims" / "other.yaml").write_text(yaml.safe_dump(CLAIMS | {"paper": "other"}))
     assert "'a'" in refused(project, capsys, "verdicts")
 
@@ -209,14 +208,8 @@ RECORD = {
 }  # fmt: skip
 
 
-def write_record(project: Path, text: str | bytes) -> None:
-    path = project / "data" / "records" / "first.json"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-
-
 def test_a_good_record_is_taken(project, capsys):
-    write_record(project, json.dumps(RECORD))
+    write(project / "data/records/first.json", json.dumps(RECORD))
     assert "recorded: 1 of 60 iterations" in call(capsys, "show", "first")[1]
 
 
@@ -239,7 +232,7 @@ def test_a_good_record_is_taken(project, capsys):
     ids=str,
 )  # fmt: skip
 def test_a_record_of_another_shape(project, capsys, path, value):
-    write_record(project, json.dumps(changed(RECORD, path, value)))
+    write(project / "data/records/first.json", json.dumps(changed(RECORD, path, value)))
     for words in (["show", "first"], ["verdicts"]):
         assert "restore it from version control" in refused(project, capsys, *words)
 
@@ -254,7 +247,7 @@ def test_a_record_of_another_shape(project, capsys, path, value):
     ids=["empty", "nul", "no-utf8", "cut", "deep", "long-number", "twice", "overflow", "mark"],
 )  # fmt: skip
 def test_a_record_that_cannot_be_read(project, capsys, text):
-    write_record(project, text)
+    write(project / "data/records/first.json", text)
     assert "restore it from version control" in refused(project, capsys, "show", "first")
 
 

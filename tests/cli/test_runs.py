@@ -31,6 +31,30 @@ def test_training_in_slices(project, capsys):
     assert status == 0 and "1 of 60" in out
 
 
+def test_a_complete_run_is_not_written_again(project, capsys):
+    """Neither a recorded one nor a variant; a damaged record alone is made anew."""
+    for words in (("first",), ("first", "--seed", "3")):
+        train(capsys, *words)
+        home = project / "data" if len(words) == 1 else project / "_build" / "own"
+        files = [path for path in home.rglob("*") if path.suffix in (".json", ".xz") and "first" in path.name]
+        before = {path: path.stat().st_mtime_ns for path in files}
+        status, out, _ = train(capsys, *words)
+        assert status == 0 and "is complete (60 iterations): nothing to train" in out and len(files) == 2
+        assert before == {path: path.stat().st_mtime_ns for path in files}
+    record = project / "data" / "records" / "first.json"
+    record.write_text("{")
+    assert train(capsys, "first")[0] == 0 and json.loads(record.read_text())["status"] == "complete"
+
+
+def test_short_runs_are_not_compiled_unless_asked(project, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runtime, "can_compile", lambda: True)
+    monkeypatch.setattr(training, "train", lambda experiment, compiled, **_: asked.append(compiled))
+    for words in ((), ("--set", "iterations=1000"), ("--compile",), ("--set", "iterations=1000", "--no-compile")):
+        call(capsys, "train", "first", "--device", "cpu", *words)
+    assert asked == [False, True, True, False]
+
+
 def test_queue_goes_by_priority_until_the_time_is_spent(project, capsys):
     status, out, _ = train(capsys, "--queue", "paper")
     assert status == 0

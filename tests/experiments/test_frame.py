@@ -59,8 +59,9 @@ def test_the_frame_has_all_that_the_laboratory_asks_for():
 def test_nothing_optional_is_looked_up_by_name():
     """The frame declares every default, so that a misspelt name is an error."""
     wrong = []
-    for place in ("lab", "experiments", "campaign.py", "cli.py", "site"):
+    for place in ("lab", "experiments", "campaign.py", "cli", "site"):
         path = root() / "src" / "helpers" / place
+        assert path.exists()
         for file in [path] if path.is_file() else sorted(path.glob("*.py")):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

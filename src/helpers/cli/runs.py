@@ -65,7 +65,7 @@ def _on_folder(experiment, place: Path | None, trained: bool):
 
 def _say_images(experiment, to: TextIO) -> None:
     """What an own folder holds and what is made of it."""
-    if getattr(experiment, "own", None) is not None:
+    if experiment.own is not None:
         print(experiment.own.sentence(experiment.ways), file=to)
 
 
@@ -101,8 +101,8 @@ def _prepared(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train_one(experiment, budget: float | None, watched_in: Path | None, settings: dict[str, Any]) -> None:
-    from helpers import runtime
-    from helpers.lab import checkpoints, tensorboard, training
+    """Train an experiment that is named; a complete one stays as it is."""
+    from helpers.lab import checkpoints
 
     place = settings.get("data")
     with suppress(UserError):  # a damaged record of a finished run is written anew
@@ -112,10 +112,17 @@ def _train_one(experiment, budget: float | None, watched_in: Path | None, settin
                 "`metabook evaluate` measures it again, --set trains a variant, --fresh starts over"
             )
             return
+    _train_now(experiment, budget, watched_in, settings)
+
+
+def _train_now(experiment, budget: float | None, watched_in: Path | None, settings: dict[str, Any]) -> None:
+    from helpers import runtime
+    from helpers.lab import tensorboard, training
+
     if settings["compiled"] is None:
         settings = settings | {"compiled": experiment.iterations >= WORTH_COMPILING and runtime.can_compile()}
     if settings["compiled"]:
-        print("the training step is compiled first, which takes minutes; --no-compile starts at once", file=sys.stderr)
+        print("compiling, where that is possible, takes minutes; --no-compile starts at once", file=sys.stderr)
     with tensorboard.watching(watched_in, experiment.name) as watch:
         training.train(experiment, budget=budget, watch=watch, **settings)
 
@@ -136,7 +143,7 @@ def _queue(chosen: list, budget: float | None, watched_in: Path | None, settings
             elif checkpoints.given_up(experiment):
                 print(f"{experiment.name}: given up; `metabook train {experiment.name} --fresh` starts over")
             else:
-                _train_one(experiment, left, watched_in, settings)
+                _train_now(experiment, left, watched_in, settings)
         except UserError as error:
             print(f"metabook: {error}", file=sys.stderr)
             failed.append(experiment.name)
@@ -185,7 +192,7 @@ def evaluate(options: argparse.Namespace) -> None:
         )
     judged = _variant(_on_folder(trained, options.data_folder, True), dict(options.settings))
     _say_images(judged, sys.stderr if options.json else sys.stdout)
-    before, now = (getattr(one, "own", None) for one in (trained, judged))
+    before, now = trained.own, judged.own
     if before and before.sha256 != now.sha256:
         print(
             f"metabook: it was trained on other images (SHA-256 {before.sha256[:8]}…), and some of the classes that it "
@@ -331,7 +338,7 @@ def register(commands: Commands) -> None:
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="compile the training step first: minutes of waiting, then faster; the default for long runs where it can "
-        "work. A run that goes on keeps its choice",
+        "work; go on with what the run began with",
     )
 
     command = commands.add(

@@ -106,6 +106,7 @@ class Experiment(ABC):
     outer_rate_hold: int = 0
     outer_rate_restarts: tuple[int, ...] = ()
     watched: str | None = None
+    own = None  # no field here: images of a reader's own, see few_shot.OnImages
     made_of: ClassVar[str] = "drawn"
     # A mean squared error averages many thousand smooth functions of the same rounding.
     tolerances: tuple[tuple[str, Tolerance], ...] = (("*", Tolerance(relative=1e-3)),)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses
 from helpers.errors import UserError
@@ -19,7 +18,6 @@ from helpers.lab import evaluation
 from helpers.lab.statistics import Interval, interval
 from helpers.learners.descent import GradientDescent
 from helpers.numerics import tracing
-from helpers.progress import progress_bar
 from helpers.tasks import folders
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.folders import Folder
@@ -180,15 +178,8 @@ def accuracy_curve(
     learner: GradientDescent, theta: Params, tasks: Tasks, steps: Sequence[int], transductive: bool = True
 ) -> Tensor:
     """Accuracies ``[steps, tasks]`` after numbers of inner steps, as many tasks at a time as the device is good for."""
-    size = 25 if tasks.support.x.device.type == "cpu" else 300
-    begins = range(0, len(tasks.query.x), size)
-    curves = []
-    for begin in progress_bar(begins, desc="testing", unit_scale=size, unit="task", leave=False, delay=2):
-        some = tree_map(lambda t, begin=begin: t[begin : begin + size], tasks)
-        curves.append(
-            evaluation.adaptation_curve(learner, theta, some, steps, losses.accuracy, transductive, chunk=None)
-        )
-    return torch.cat(curves, 1)
+    chunk = 25 if tasks.support.x.device.type == "cpu" else 300
+    return evaluation.adaptation_curve(learner, theta, tasks, steps, losses.accuracy, transductive, chunk=chunk)
 
 
 def accuracies(

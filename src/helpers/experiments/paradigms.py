@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
@@ -20,6 +19,7 @@ from helpers.experiments import seeds
 from helpers.experiments.base import Run, Tolerance, chosen, drawn
 from helpers.experiments.few_shot import OnImages
 from helpers.experiments.fields import AT_LEAST_0, among, limited
+from helpers.experiments.paradigms_shifts import shifted
 from helpers.experiments.paradigms_sources import Sources
 from helpers.lab import checkpoints, evaluation, records, statistics
 from helpers.lab.statistics import Interval
@@ -35,7 +35,7 @@ from helpers.optimizers.recurrent import RecurrentRule
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
 from helpers.tasks.sinusoid import Sinusoids
-from helpers.types import Examples, Model, Params, Tasks
+from helpers.types import Model, Params, Tasks
 
 TEST_SEED = 19_930_601  # of the test tasks; the same tasks for all methods and seeds
 FAILED = 25.0  # squared error with which a task counts on which adaptation diverges: the largest amplitude's square
@@ -147,8 +147,9 @@ class ParadigmExperiment(OnImages):
     def learner(self) -> GradientDescent | Amortized:
         """The learner of the method."""
         images = self.family == "glyphs"
-        looks = ConvNet(64, filters=self.filters, head_scale=None, channels=self.channels)
-        features = looks if images else MLP((1, 40, 40), scale=None)
+        features = MLP((1, 40, 40), scale=None)
+        if images:
+            features = ConvNet(64, filters=self.filters, head_scale=None, channels=self.channels)
         descent = (self.loss, self.inner_rate, self.inner_steps)
         match self.method:
             case "recurrence":
@@ -161,8 +162,9 @@ class ParadigmExperiment(OnImages):
                 # As in the paper, the gradients of the inner loss are no functions of the rule.
                 return LearnedDescent(self.model(), *descent, first_order=True, rule=RecurrentRule(hidden=10))
             case "architecture":
-                kinds = MixedConvNet(self.ways, self.filters, channels=self.channels) if images else None
-                mixed = kinds or MixedMLP((1, 40, 40, 1))
+                mixed = MixedMLP((1, 40, 40, 1))
+                if images:
+                    mixed = MixedConvNet(self.ways, self.filters, channels=self.channels)
                 return LearnedDescent(mixed, *descent, learn_frozen=True)
             case "scratch":
                 return LearnedDescent(self.model(), *descent)
@@ -181,32 +183,6 @@ def glyph_splits() -> tuple[ImageClasses, ImageClasses, ImageClasses]:
     held = [i for i, script in enumerate(train.groups) if script in VALIDATION_SCRIPTS]
     kept = [i for i, script in enumerate(train.groups) if script not in VALIDATION_SCRIPTS]
     return train.select(kept), train.select(held), glyphs.load("test")
-
-
-def shifted(experiment: ParadigmExperiment) -> dict[str, Callable[[Tasks], Tasks] | Sinusoids]:
-    """Families that training never saw: other sinusoids, or a change of the test images."""
-    if experiment.family == "sinusoid":
-        own = Sinusoids(experiment.shots, experiment.queries)
-        return {
-            "larger": replace(own, amplitudes=(5.0, 7.0)),
-            "later": replace(own, phases=(math.pi, 2 * math.pi)),
-            "elsewhere": replace(own, inputs=(5.0, 10.0)),
-        }
-
-    def changed(change: Callable[[Tensor], Tensor]) -> Callable[[Tasks], Tasks]:
-        return lambda tasks: Tasks(*(Examples(change(examples.x), examples.y) for examples in tasks))
-
-    def smaller(x: Tensor) -> Tensor:
-        half = functional.avg_pool2d(x.flatten(0, 1), 2)
-        lack = x.shape[-1] - half.shape[-1]
-        before, after = lack // 2, lack - lack // 2
-        return functional.pad(half, (before, after, before, after)).view_as(x)
-
-    return {
-        "turned": changed(lambda x: x.rot90(1, (-2, -1))),
-        "negative": changed(lambda x: 1 - x),
-        "smaller": changed(smaller),
-    }
 
 
 class WayTraining(Run):

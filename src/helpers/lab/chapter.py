@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from helpers import runtime
-from helpers.errors import UserError, nearest
 from helpers.lab import figures, records, training
 from helpers.lab.claims import Claim
 from helpers.lab.tables import Table, claim_rows, claims_table
-from helpers.site.notebooks import PROFILES
+from helpers.site.notebooks import check_profile
 
 if TYPE_CHECKING:  # a notebook brings it; training does not need it
     from IPython.display import Markdown
@@ -31,10 +30,7 @@ def begin(profile: str, device: str = "cpu") -> torch.device:
     >>> begin("quick")
     device(type='cpu')
     """
-    if profile not in PROFILES:
-        raise UserError(
-            f"there is no profile {profile!r}{nearest(profile, PROFILES)}; the profiles are {', '.join(PROFILES)}."
-        )
+    check_profile(profile)
     chosen = runtime.pick_device(device)
     if chosen.type == "cpu":
         torch.set_num_threads(1)

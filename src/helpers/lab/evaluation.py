@@ -19,6 +19,7 @@ from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
 from helpers.losses import accuracy
 from helpers.numerics.tracing import traced
+from helpers.progress import progress_bar
 from helpers.types import Examples, Params, Tasks
 from helpers.validate import whole
 
@@ -92,7 +93,14 @@ def adaptation_curve(
             values.append(metric(outputs, task.query.y))
         return torch.stack(values)
 
-    return vmap(curve, chunk_size=chunk)(tasks).T
+    count = len(tasks.query.x)
+    size, curves = chunk or count, []
+    for begin in progress_bar(
+        range(0, count, size), desc="testing", unit="task", unit_scale=size, leave=False, delay=2
+    ):
+        some = tree_map(lambda t, begin=begin: t[begin : begin + size], tasks)
+        curves.append(vmap(curve)(some))
+    return torch.cat(curves).T
 
 
 def of_checkpoint(

@@ -17,6 +17,18 @@ from helpers.runtime import root
 PROFILES = ("quick", "book", "paper")
 
 
+def check_profile(name: str) -> None:
+    """Refuse a profile that there is not.
+
+    Raises:
+        UserError: then.
+    """
+    if name not in PROFILES:
+        raise UserError(
+            f"there is no profile {name!r}{nearest(name, PROFILES)}; the profiles are {', '.join(PROFILES)}."
+        )
+
+
 def chapters() -> list[str]:
     """Names of all chapters, in the order of their numbers: the notebooks in ``notebooks/`` without ``.ipynb``."""
     return sorted(path.stem for path in (root() / "notebooks").glob("*.ipynb"))

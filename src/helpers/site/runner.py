@@ -21,11 +21,11 @@ from typing import Any
 
 import yaml
 
-from helpers.errors import UserError, nearest
+from helpers.errors import UserError
 from helpers.progress import progress_bar, redraws
 from helpers.runtime import ONE_THREAD, cores, only_one, root
 from helpers.site.config import repository
-from helpers.site.notebooks import PROFILES, check_parameters, read, select, tidy, write
+from helpers.site.notebooks import check_parameters, check_profile, read, select, tidy, write
 
 # Seconds of processor time that a chapter may take, its kernel's start included: shown, since machines differ.
 BUDGETS = {"quick": 30, "book": 120}
@@ -84,10 +84,7 @@ def run_chapters(
         UserError: unknown chapter, profile or parameter, or another process at the same folder, before anything runs;
             or a chapter that failed, after all others were finished and the traceback was printed.
     """
-    if profile not in PROFILES:
-        raise UserError(
-            f"there is no profile {profile!r}{nearest(profile, PROFILES)}; the profiles are {', '.join(PROFILES)}."
-        )
+    check_profile(profile)
     names = select(names)
     values = dict(parameters or {})
     if profile != "book":  # "book" is what the notebooks say themselves
