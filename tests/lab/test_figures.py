@@ -114,6 +114,7 @@ def test_claim_rows_take_values_from_records_and_verdicts_from_the_rule():
         "iterations": {"done": 10, "planned": 1000},
         "metrics": {"test_accuracy": {"value": 0.95, "ci95": None, "n": 1}},
     }
+    record |= {"paper": "p", "config": {"name": "x"}}
     ours, absent = tables.claim_rows(claims, {"x": record})
     assert ours["book"] == 0.95 and ours["book_ci95"] is None and ours["verdict"] == "reproduced"
     assert "10 of 1,000 iterations" in ours["note"] and "memory" in ours["note"]

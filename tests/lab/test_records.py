@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import math
 import os
 
 import pytest
+import torch
 from refusals import refused
 
 from helpers import runtime
 from helpers.lab import records
-from helpers.lab.claims import DIRECTION, MISSED, NOT_RUN, REPRODUCED, Claim, verdict
-from helpers.lab.statistics import Interval
+from helpers.lab.checkpoints import entries
+from helpers.lab.statistics import Interval, interval, over_seeds
 
 
 def record(name="one", value=0.95, done=20_000, **extra):
@@ -139,44 +141,85 @@ def test_ensuring_leaves_nothing_behind(tmp_path):
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
-def test_the_four_verdicts():
-    claim = Claim(
-        "maml",
-        "c",
-        "accuracy",
-        "Table 1",
-        "one",
-        "test_accuracy",
-        0.987,
-        0.004,
-        direction=({"left": "one/test_accuracy", "right": "two/test_accuracy"},),
-    )
-    near, below, far = record(value=0.975), record("two", 0.8), record(value=0.9)
-    assert verdict(claim, {"one": near}) == REPRODUCED  # 0.975 + 0.01 reaches 0.987 − 0.004
-    assert verdict(claim, {"one": far, "two": below}) == DIRECTION
-    assert verdict(claim, {"one": far, "two": record("two", 0.89)}) == MISSED  # the intervals touch
-    assert verdict(claim, {"two": below}) == NOT_RUN
+# ---------------------------------------- samples
 
 
-def test_lower_may_be_better():
-    claim = Claim(
-        "maml",
-        "c",
-        "error",
-        "Figure 2",
-        "one",
-        "mse",
-        0.5,
-        better="lower",
-        direction=({"left": "one/mse", "right": 0.8},),
-    )
-    found = {
-        value: verdict(claim, {"one": record(metrics={"mse": {"value": value, "ci95": 0.05, "n": 5}})})
-        for value in (0.2, 0.54, 0.6, 0.78)
+def measured():
+    draws = torch.Generator().manual_seed(0)
+    return {
+        "accuracy": interval(torch.rand(40, generator=draws)),
+        "error": over_seeds(torch.rand(3, generator=draws)),
+        "chosen": Interval(0.1, math.nan, 1),
     }
-    assert found == {
-        0.2: REPRODUCED, 0.54: REPRODUCED, 0.6: DIRECTION, 0.78: MISSED,
-    }  # fmt: skip
+
+
+def signed(folder, metrics):
+    """A record with its samples beside it, as training leaves them."""
+    content = record(metrics=entries(metrics))
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = records.save_samples(metrics, folder / "one.samples.csv.gz")
+    content["provenance"] = {"evaluated": {"digest": records.digest(content, samples)}}
+    records.save(content)
+    return content
+
+
+def test_samples_come_back_and_are_those_of_the_metrics(folder):
+    metrics = measured()
+    signed(folder, metrics)
+    found = records.load_samples("one")
+    assert list(found) == ["accuracy", "error"], "what has no spread has no samples"
+    for name, values in found.items():
+        again = (interval if name == "accuracy" else over_seeds)(torch.tensor(values, dtype=torch.float64))
+        assert again.n == metrics[name].n
+        assert again.value == pytest.approx(metrics[name].value, rel=1e-6)
+        assert again.ci95 == pytest.approx(metrics[name].ci95, rel=1e-5)
+    assert records.load_samples("two") == {}
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("accuracy/value", 0.123),
+        ("accuracy/ci95", 0.001),
+        ("error/ci95", None),
+        ("error/n", 5),
+    ],
+)
+def test_a_digit_that_was_changed_in_a_record_is_found(folder, path, value):
+    content = signed(folder, measured())
+    name, key = path.split("/")
+    content["metrics"][name][key] = value
+    records.save(content)
+    assert "its metrics and one.samples.csv.gz are not those that were measured together" in refused(
+        lambda: records.load("one")
+    )
+
+
+def test_samples_that_were_changed_or_lost_are_found(folder):
+    content = signed(folder, measured())
+    assert records.load("one") == content
+    records.save_samples(
+        measured() | {"error": over_seeds(torch.tensor([0.1, 0.2, 0.3]))}, folder / "one.samples.csv.gz"
+    )
+    assert "measured together" in refused(lambda: records.load("one"))
+    (folder / "one.samples.csv.gz").unlink()
+    assert "measured together" in refused(lambda: records.load("one"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x1f\x8b", b"a,b\n1\n", gzip.compress(b"a,b\n1\n"), gzip.compress(b"a\nx\n")]
+)
+def test_damaged_samples_are_one_sentence(folder, content):
+    folder.mkdir(parents=True)
+    (folder / "one.samples.csv.gz").write_bytes(content)
+    assert "one.samples.csv.gz are damaged" in refused(lambda: records.load_samples("one"))
+
+
+def test_without_a_spread_there_is_no_file_of_samples(folder):
+    folder.mkdir(parents=True)
+    path = folder / "one.samples.csv.gz"
+    path.write_bytes(b"of an earlier evaluation")
+    assert records.save_samples({"chosen": Interval(0.1, math.nan, 1)}, path) == b"" and not path.exists()
 
 
 def test_committed_records_are_laid_out_as_they_are_saved():

@@ -177,11 +177,12 @@ def test_a_finished_run_is_set_aside_not_lost(tmp_path):
     record = tmp_path / "records" / "tiny.json"
     assert before[0] == json.loads(record.read_text())
     for suffix in ("", "1"):
-        kept = [path.with_name(f"{path.name}.old{suffix}") for path in (checkpoint(tmp_path), record)]
-        contents = [path.read_bytes() for path in (checkpoint(tmp_path), record)]
+        files = (checkpoint(tmp_path), record, record.with_name("tiny.samples.csv.gz"))
+        kept = [path.with_name(f"{path.name}.old{suffix}") for path in files]
+        contents = [path.read_bytes() for path in files]
         training.train(Tiny(), data=tmp_path, fresh=True, budget=0, progress=False, say=said.append)
         assert [path.read_bytes() for path in kept] == contents
-        assert f"tiny: the earlier run is kept as {kept[0]}, {kept[1]}" in said
+        assert f"tiny: the earlier run is kept as {', '.join(map(str, kept))}" in said
         assert iteration(tmp_path) == 1
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
-from helpers.cli import book, completion, datasets, evidence, runs
+from helpers.cli import book, completion, datasets, evidence, measuring, runs
 from helpers.cli.grammar import Commands, Parser
 from helpers.errors import exit_status, nearest
 
@@ -26,7 +26,7 @@ def parser() -> tuple[Parser, Commands]:
     top.add_argument("--version", action="store_true", help="print the version and the commit of the code")
     top.set_defaults(do=lambda _: top.print_help(), parser=top, takes_rest=False)
     commands = Commands(top)
-    for group in (evidence, runs, book, datasets, completion):
+    for group in (evidence, runs, measuring, book, datasets, completion):
         group.register(commands)
     return top, commands
 

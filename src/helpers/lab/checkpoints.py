@@ -329,9 +329,10 @@ def load_theta(name: str, folder: Path | None = None) -> Params:
     return {name: value.float() if value.dtype == torch.float16 else value for name, value in theta.items()}
 
 
-def entries(metrics: dict[str, Interval]) -> dict[str, dict[str, float]]:
+def entries(metrics: dict[str, Interval]) -> dict[str, dict[str, Any]]:
     """Metrics as JSON; an interval that does not exist (one sample) is null."""
     return {
         name: {"value": m.value, "ci95": None if math.isnan(m.ci95) else m.ci95, "n": m.n}
+        | ({"per": m.per} if m.per and m.n > 1 else {})
         for name, m in metrics.items()
     }

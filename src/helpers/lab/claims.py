@@ -1,8 +1,7 @@
-"""Claims of the papers and the verdicts that records give."""
+"""What the papers claim, and what the book asks itself: read from ``data/claims/PAPER.yaml``, never computed."""
 
 from __future__ import annotations
 
-import math
 import re
 import reprlib
 from dataclasses import dataclass
@@ -10,16 +9,11 @@ from typing import Any, get_type_hints
 
 from helpers import settings
 from helpers.errors import UserError, nearest
-from helpers.lab.records import Record, metric
-from helpers.lab.statistics import Interval
 from helpers.parsing import from_yaml
 from helpers.runtime import root
 from helpers.validate import one_of, positive
 
-REPRODUCED = "reproduced"
-DIRECTION = "direction holds"
-MISSED = "not reproduced"
-NOT_RUN = "not run"
+ORIGINS = ("paper", "other", "own")
 SIDES = {"left": str, "right": str | float, "within": float, "label": str}  # of a comparison
 
 
@@ -35,9 +29,15 @@ class Claim:
         experiment, metric: the record and its metric that answer the claim.
         better: ``"higher"`` or ``"lower"`` is better.
         direction: comparisons ``{"left": EXPERIMENT/METRIC, "right": EXPERIMENT/METRIC or a number, "label": words}``;
-            each must hold, left being better, for the verdict *direction holds*. With ``"within": d`` it is that the
-            two differ by at most d.
+            left is better than right. With ``"within": d`` it is that the two differ by at most d. A claim without a
+            number consists of its comparisons, which must all hold.
+        origin: ``"paper"``, one of the papers that the chapters are about; ``"other"``, another paper, on other data;
+            ``"own"``, a question of the book.
         from_memory: the number was not checked against the paper itself.
+        baseline: the number is not the method's: to be better than it is no success, it has to be met.
+        exact: what is compared is counted or computed and has no spread, so that the values decide.
+        toy: why the comparison is at another scale than the claim; it is then shown, and decides nothing.
+        no_data: why the claim cannot be tested: its data cannot be had.
         note: what differs between the paper's set-up and ours.
     """
 
@@ -51,8 +51,20 @@ class Claim:
     ci95: float | None = None
     better: str = "higher"
     direction: tuple[dict[str, Any], ...] = ()
+    origin: str = "paper"
     from_memory: bool = False
+    baseline: bool = False
+    exact: bool = False
+    toy: str = ""
+    no_data: str = ""
     note: str = ""
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """The experiments whose records answer the claim, the claim's own first."""
+        sides = [comparison[side] for comparison in self.direction for side in ("left", "right")]
+        others = [side.partition("/")[0] for side in sides if isinstance(side, str)]
+        return tuple(dict.fromkeys([self.experiment, *others]))
 
 
 def papers() -> list[str]:
@@ -72,11 +84,12 @@ def load_claims(paper: str | None = None) -> list[Claim]:
     for path in paths:
         try:
             content = from_yaml(path.read_text(encoding="utf-8"))
+            origin = content.get("origin", "paper")
             if content["paper"] != path.stem:
                 raise ValueError(f"its paper is {reprlib.repr(content['paper'])}")
             if not content["claims"]:
                 raise ValueError("there are no claims")
-            claims += [_claim(path.stem, entry) for entry in content["claims"]]
+            claims += [_claim(path.stem, {"origin": origin} | entry) for entry in content["claims"]]
         except FileNotFoundError:
             raise UserError(
                 f"there is no claims file {path}{nearest(path.stem, papers())}; known papers: {', '.join(papers())}"
@@ -117,6 +130,7 @@ def _claim(paper: str, entry: dict[str, Any]) -> Claim:
         positive(comparison.get("within", 1), f"distance within which {of} holds")
     claim = Claim(paper=paper, **entry | {"direction": tuple(comparisons)})
     one_of(claim.better, "direction", ("higher", "lower"))
+    one_of(claim.origin, f"origin of {of}", ORIGINS)
     positive(claim.ci95 or 0, f"interval of {of}", zero=True)
     if claim.value is None and not claim.direction:
         raise ValueError(f"{of} has neither a value nor a direction")
@@ -136,60 +150,3 @@ def _is_plain(text: str) -> bool:
     """Whether a text says something, to a terminal and on a page alike: no control characters, no HTML."""
     line = " ".join(text.split())
     return bool(line) and line.isprintable() and not re.search(r"<[a-zA-Z/!]", line)
-
-
-def operand(what: str | float, records: dict[str, Record]) -> Interval | None:
-    """A direction's operand: a number, or ``EXPERIMENT/METRIC`` looked up in the records; None without that record.
-
-    Raises:
-        UserError: if the record has no such metric.
-    """
-    if isinstance(what, (int, float)):
-        return Interval(float(what), 0.0, 0)
-    experiment, _, name = what.partition("/")
-    return metric(records[experiment], name) if experiment in records else None
-
-
-def _known(ci95: float | None) -> float:
-    """A half-width for comparisons: an interval that was not given has width 0, which is the strict reading."""
-    return 0.0 if ci95 is None or math.isnan(ci95) else ci95
-
-
-def holds(comparison: dict[str, Any], better: str, records: dict[str, Record]) -> bool | None:
-    """Whether one comparison of a claim's ``direction`` holds; None where a record that it needs is missing."""
-    left, right = operand(comparison["left"], records), operand(comparison["right"], records)
-    if left is None or right is None:
-        return None
-    ahead = (left.value - right.value) * (-1 if better == "lower" else 1)
-    if "within" in comparison:
-        return abs(ahead) <= comparison["within"]
-    return ahead > _known(left.ci95) + _known(right.ci95)
-
-
-def verdict(claim: Claim, records: dict[str, Record]) -> str:
-    """Hold a claim against the records.
-
-    *Reproduced*: the record's 95 % interval reaches the claim's, or lies on its better side. *Direction holds*: it does
-    not, but every comparison under ``direction`` holds with the two intervals apart. A claim without a number consists
-    of its comparisons alone, so it is reproduced where they hold. *Not run*: a record that is needed is missing.
-
-    >>> claim = load_claims("maml")[0]
-    >>> claim.paper, verdict(claim, {})
-    ('maml', 'not run')
-    """
-    record = records.get(claim.experiment)
-    if record is None:
-        return NOT_RUN
-    sign = -1 if claim.better == "lower" else 1
-    if claim.value is not None:
-        ours = metric(record, claim.metric)
-        if sign * (ours.value - claim.value) + _known(ours.ci95) + _known(claim.ci95) >= 0:
-            return REPRODUCED
-    if not claim.direction:
-        return MISSED
-    answers = [holds(comparison, claim.better, records) for comparison in claim.direction]
-    if None in answers:
-        return NOT_RUN if claim.value is None else MISSED
-    if claim.value is None:
-        return REPRODUCED if all(answers) else MISSED
-    return DIRECTION if all(answers) else MISSED

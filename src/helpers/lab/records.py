@@ -1,20 +1,22 @@
-"""Records (what we measured), claims (what a paper says) and the verdict between them.
+"""Records: what an experiment measured, and the values behind it.
 
-A record is one JSON file, ``data/records/NAME.json``, written by :mod:`helpers.lab.training` and never by hand. A
-paper's claims are one YAML file, ``data/claims/PAPER.yaml``. Their schemas stand in ``data/schemas``. Verdicts are
-computed here and typed nowhere.
+A record is one JSON file, ``data/records/NAME.json``, written by :mod:`helpers.lab.reports` and never by hand; its
+schema stands in ``data/schemas``. Beside it stand ``NAME.samples.csv.gz``, a column a metric with the values by seed
+or by task, and, where an experiment writes down rows of its own, ``NAME.csv.gz``.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
+import itertools
 import json
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from helpers.runtime import root, write_atomically
 from helpers.validate import finite, one_of, positive, whole
 
 Record = dict[str, Any]
+SAMPLES = ".samples.csv.gz"
+SUFFIXES = (".json", ".csv.gz", SAMPLES)  # of the files that belong to one record
 
 
 def folder() -> Path:
@@ -39,8 +43,18 @@ def save(record: Record, path: Path | None = None) -> Path:
         UserError: if it cannot be written, or holds a number that JSON does not know (NaN or infinity).
     """
     path = path or folder() / f"{record['experiment']}.json"
+    write_atomically(path, (checked(record) + "\n").encode())
+    return path
+
+
+def checked(record: Record) -> str:
+    """A record as its file holds it.
+
+    Raises:
+        UserError: if it holds a number that JSON does not know (NaN or infinity).
+    """
     try:
-        text = laid_out(record)
+        return laid_out(record)
     except ValueError:
         wrong = [name for name, entry in record["metrics"].items() if not math.isfinite(entry["value"])]
         what = f"its metrics {', '.join(wrong)} are" if wrong else "one of its numbers is"
@@ -48,8 +62,6 @@ def save(record: Record, path: Path | None = None) -> Path:
             f"the record of {record['experiment']} is not written, since {what} not finite: "
             "the checkpoint is kept; lower the rates and start with --fresh"
         ) from None
-    write_atomically(path, (text + "\n").encode())
-    return path
 
 
 def laid_out(record: Record) -> str:
@@ -91,12 +103,36 @@ def load(name: str, missing_ok: bool = False, where: Path | None = None) -> Reco
             f"the record {path} is damaged ({error}): "
             f"restore it from version control or run `metabook train {name}` again"
         ) from None
-    if wrong := fault(record, name):
+    if wrong := fault(record, name) or _tampered(record, path):
         raise UserError(
             f"{path} is not a record of {name} ({wrong}): "
-            f"restore it from version control or run `metabook train {name}` again"
+            f"restore it from version control or run `metabook record {name}`, which measures its checkpoint again"
         )
     return record
+
+
+def digest(record: Record, samples: bytes) -> str:
+    """What ties an evaluation's numbers together: a hash of all metrics and of the samples as stored."""
+    text = json.dumps(record["metrics"], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode() + samples).hexdigest()[:32]
+
+
+def known_digest(record: Record) -> str | None:
+    """The digest that a record carries; None for one that was written without its samples."""
+    evaluated = record.get("provenance", {}).get("evaluated")
+    return evaluated.get("digest") if isinstance(evaluated, dict) else None
+
+
+def _tampered(record: Record, path: Path) -> str:
+    """Why a record is not what was measured; empty where it is, or where it has no digest to tell by."""
+    known, beside = known_digest(record), path.with_name(f"{record['experiment']}{SAMPLES}")
+    try:
+        samples = beside.read_bytes()
+    except OSError:
+        samples = b""
+    if known is not None and known != digest(record, samples):
+        return f"its metrics and {beside.name} are not those that were measured together"
+    return ""
 
 
 def fault(content: Any, name: str) -> str:
@@ -159,6 +195,48 @@ def save_table(rows: list[dict[str, Any]], path: Path) -> None:
     write_atomically(path, gzip.compress(text.getvalue().encode(), mtime=0))
 
 
+def save_samples(metrics: Mapping[str, Interval], path: Path) -> bytes:
+    """Write the values behind the metrics, a column a metric, seven digits each; returns the bytes of the file.
+
+    Metrics of one value, or whose values were not kept, have no column; without any column there is no file.
+    """
+    columns = {name: m.samples.tolist() for name, m in metrics.items() if m.samples is not None and m.n > 1}
+    if not columns:
+        path.unlink(missing_ok=True)
+        return b""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in itertools.zip_longest(*columns.values()):
+        writer.writerow("" if value is None else f"{value:.7g}" for value in row)
+    content = gzip.compress(text.getvalue().encode(), mtime=0)
+    write_atomically(path, content)
+    return content
+
+
+def load_samples(name: str, where: Path | None = None) -> dict[str, list[float]]:
+    """The values behind each metric of a record, by seed or by task (the metric's ``per`` says which).
+
+    Metrics without a spread have none, and a record without a file has none at all.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = (where or folder()) / f"{name}{SAMPLES}"
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            names, *rows = csv.reader(file)
+        columns = zip(*rows, strict=True)
+        return {name: [float(cell) for cell in column if cell] for name, column in zip(names, columns, strict=True)}
+    except FileNotFoundError:
+        return {}
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
+        raise UserError(
+            f"the samples {path} are damaged ({error}): "
+            f"restore them from version control or run `metabook record {name}`, which measures the checkpoint again"
+        ) from None
+
+
 def load_table(name: str) -> list[dict[str, Any]]:
     """What a recorded experiment wrote down row by row, ``data/records/NAME.csv.gz``; numbers come back as numbers.
 
@@ -196,7 +274,8 @@ def metric(record: Record, name: str) -> Interval:
         raise UserError(
             f"the record {record['experiment']} has no metric {name!r}; it has: {', '.join(record['metrics'])}"
         ) from None
-    return Interval(entry["value"], math.nan if entry["ci95"] is None else entry["ci95"], entry["n"])
+    ci95 = math.nan if entry["ci95"] is None else entry["ci95"]
+    return Interval(entry["value"], ci95, entry["n"], per=entry.get("per", ""))
 
 
 def progress(record: Record) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from helpers.errors import UserError
+from helpers.lab import records, verdicts
+from helpers.lab.claims import Claim
 
 
 class Table:
@@ -54,26 +56,24 @@ class Table:
         )
 
 
-def claim_rows(claims: Sequence[Any], recorded: Mapping[str, Any]) -> list[dict[str, Any]]:
+def claim_rows(claims: Sequence[Claim], recorded: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Claims and their records as rows for :func:`~helpers.lab.figures.paper_vs_book` and :func:`claims_table`.
 
     Args:
-        claims: Claims as :func:`helpers.lab.claims.load_claims` gives them.
+        claims: Claims as :func:`helpers.lab.claims.load_claims` gives them: all of a paper, since their tests are
+            corrected together.
         recorded: Records by experiment name, as :func:`helpers.lab.records.load_all` gives them.
 
     Returns:
         One row a claim, with its computed verdict; accuracies are set to be shown in per cent. The note says how far
         an unfinished run got and whether the claimed number is quoted from memory.
     """
-    from helpers.lab import records
-    from helpers.lab.claims import verdict  # here, so that a module of records may draw
-
-    rows = []
+    rows, judged = [], verdicts.judge(claims, recorded)
     for claim in claims:
         record, row = recorded.get(claim.experiment), {"quantity": claim.quantity, "where": claim.where}
         row |= {"paper": claim.value, "paper_ci95": claim.ci95, "book": None, "book_ci95": None}
         row |= {"scale": 100, "unit": "%"} if "accuracy" in claim.metric else {}
-        notes = [claim.note.strip()] if claim.note.strip() else []
+        notes = [text.strip() for text in (claim.toy, claim.no_data, claim.note) if text.strip()]
         if record is not None and claim.metric in record["metrics"]:
             ours = records.metric(record, claim.metric)
             row |= {"book": ours.value, "book_ci95": None if math.isnan(ours.ci95) else ours.ci95}
@@ -81,7 +81,8 @@ def claim_rows(claims: Sequence[Any], recorded: Mapping[str, Any]) -> list[dict[
                 notes.append(f"unfinished: {records.progress(record)}")
         if claim.from_memory:
             notes.append("paper's number quoted from memory")
-        rows.append(row | {"verdict": verdict(claim, recorded), "note": "; ".join(notes)})
+        said = judged[claim.id].verdict + " (live)" * judged[claim.id].live
+        rows.append(row | {"verdict": said, "note": "; ".join(notes)})
     return rows
 
 

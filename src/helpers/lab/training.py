@@ -11,12 +11,11 @@ parameters as stored. Single precision stays where half of it would move a metri
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from helpers import runtime
 from helpers.errors import UserError, stop_at_once
-from helpers.lab import records
+from helpers.lab import records, reports
 from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, moved
 from helpers.lab.protocols import Experiment, Run
 from helpers.lab.schedules import RETURNS, annealed, halved, outer_rate_at, steady
@@ -37,7 +36,6 @@ from helpers.progress import progress_bar
 from helpers.types import Params
 from helpers.validate import positive, whole
 
-RECORD_SUFFIXES = (".json", ".csv.gz")
 PATIENCE = 2.0  # seconds for which an iteration may go on once it should be over; then it is cut off and not kept
 RECORDING = 15.0  # the same beyond the budget for the first iteration of a call, which also records its programs
 
@@ -116,7 +114,7 @@ def train(
     data = data or runtime.root() / "data"
     path = data / "checkpoints" / f"{experiment.name}{SUFFIX}"
     with runtime.only_one(path, f"training {experiment.name}"):
-        for suffix in RECORD_SUFFIXES:
+        for suffix in records.SUFFIXES:
             runtime.remove_leftovers(data / "records" / f"{experiment.name}{suffix}")
         how = form or ("compiled" if compiled else "traced")
         device, watch = torch.device(device), watch or (lambda *_: None)
@@ -190,7 +188,7 @@ def _train(
             }  # fmt: skip
             state.slices.append(this | ({"reseeded": True} if state.reseeded else {}))
         if fresh and not kept:
-            files = [path, *(data / "records" / f"{experiment.name}{suffix}" for suffix in RECORD_SUFFIXES)]
+            files = [path, *(data / "records" / f"{experiment.name}{suffix}" for suffix in records.SUFFIXES)]
             if moved_to := list(filter(None, map(runtime.set_aside, files))):
                 say(f"{experiment.name}: the earlier run is kept as {', '.join(map(str, moved_to))}")
         state.save(path, config, over=state.iteration == experiment.iterations)
@@ -250,16 +248,13 @@ def _train(
     if not state.iteration:
         slow = f"an iteration of {experiment.name} takes longer than the {budget or 0:.0f} s that it was given"
         raise KeyboardInterrupt if stop else UserError(f"{slow}: give it more")
-    metrics = run.evaluate(state.values())
+    metrics, evaluated = reports.measured(run, state.values(), device, commit)
     if begin == state.iteration:
-        metrics |= _seconds(experiment.name, data / "records")
+        metrics |= reports.kept_times(experiment.name, data)
     if state.iteration == experiment.iterations and state.precision == "single":
         metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
     watch(state.iteration, {name: measured.value for name, measured in metrics.items()})
-    record = make_record(experiment, run, state, commit, metrics)
-    records.save(record, data / "records" / f"{experiment.name}.json")
-    if (rows := run.table(state.values())) is not None:
-        records.save_table(rows, data / "records" / f"{experiment.name}.csv.gz")
+    record = reports.write(experiment, run, state, metrics, evaluated, data)
     headline = ", ".join(f"{name} {records.metric(record, name)}" for name in list(record["metrics"])[:1])
     say(f"{experiment.name}: {records.progress(record)}; {headline}; checkpoint {path}")
     if stop:
@@ -299,15 +294,6 @@ def fastest(
     return best
 
 
-def _seconds(name: str, folder: Path) -> dict[str, Interval]:
-    """What the record of a run says of the time it took, which cannot be measured again once the run is over."""
-    with suppress(UserError):  # a damaged record is about to be written anew
-        record = records.load(name, missing_ok=True, where=folder)
-        kept = record["metrics"] if record else {}
-        return {key: records.metric(record, key) for key in kept if key.startswith("seconds")}
-    return {}
-
-
 def _settle(
     run: Run, state: State, single: dict[str, Interval], save: Callable[[], None], say: Callable[[str], None]
 ) -> dict[str, Interval]:
@@ -327,33 +313,6 @@ def _settle(
     state.precision = "half"
     save()
     return single | half  # the time that the run took is in the first alone
-
-
-def make_record(
-    experiment: Experiment, run: Run, state: State, commit: str, metrics: dict[str, Interval]
-) -> records.Record:
-    """Lay the record out; ``commit`` is that of the code that evaluated ``metrics``."""
-    done, curve = state.iteration, []
-    for point in state.curve:  # without what diverged on the way: JSON has no word for it, and a curve may have a gap
-        known = {name: entry for name, entry in point["metrics"].items() if math.isfinite(entry["value"])}
-        curve.append(point | {"metrics": known})
-    return {
-        "experiment": experiment.name,
-        "paper": experiment.paper,
-        "status": "complete" if done == experiment.iterations else "partial",
-        "iterations": {"done": done, "planned": experiment.iterations},
-        "metrics": entries(metrics),
-        "config": experiment.config(),
-        "curve": curve,
-        "losses": {"every": LOG_EVERY, "values": [round(loss, 5) for loss in state.losses]},
-        "provenance": {
-            "data": experiment.data(),
-            "seconds": round(state.seconds, 1),
-            "slices": state.slices,
-            **({"returns": state.returns} if state.returns else {}),
-            "evaluated": {"commit": commit, "date": datetime.now(UTC).date().isoformat(), **runtime.machine("cpu")},
-        },
-    }
 
 
 def fit(
