@@ -33,7 +33,10 @@ from helpers.progress import progress_bar
 from helpers.settings import conform
 
 PACKS, PACK_BYTES = 6, 14_000_000  # at most so many files, each at most so large
-SUFFIXES = {checkpoints.SUFFIX: "checkpoints", ".json": "records", ".csv.gz": "records"}
+# Of the files of a run, the longest endings first.
+SUFFIXES = {checkpoints.SUFFIX: "checkpoints"} | dict.fromkeys(
+    sorted(records.SUFFIXES, key=len, reverse=True), "records"
+)
 GRACE = {"cuda": 90.0, "cpu": 240.0}  # at most so many seconds at the end are for the evaluations
 STOP = 20.0  # seconds in which a process that is asked to stop must have written its checkpoint
 
@@ -197,7 +200,7 @@ def _side_by_side(
 
 def _start(name: str, budget: float, device: str, data: Path, work: Path, save_every: float) -> subprocess.Popen:
     """Train one experiment in a process of its own; the committed checkpoint is where it begins."""
-    for kind, suffix in (("checkpoints", checkpoints.SUFFIX), ("records", ".json")):
+    for suffix, kind in SUFFIXES.items():
         source, target = data / kind / f"{name}{suffix}", work / kind / f"{name}{suffix}"
         if source.exists() and not target.exists():
             shutil.copyfile(source, target)
@@ -372,15 +375,20 @@ def _take(name: str, files: dict[str, bytes], data: Path) -> str:
     record: dict[str, Any] | None = None
     try:
         record = from_json(files[".json"]) if ".json" in files else None
-        if ".json" in files and records.fault(record, name):
+        if record is not None and (records.fault(record, name) or not _measured_together(record, files)):
             raise ValueError
     except ValueError:
         raise UserError("its record is damaged") from None
     runtime.write_atomically(target, files[checkpoints.SUFFIX])
     progress = f"{header['iteration']:,} of {experiment.iterations:,} iterations"
     if record is None or record["iterations"]["done"] != header["iteration"] or record["config"] != header["config"]:
-        return f"{progress}, without a record: `metabook train {name} --budget 1s` goes on and writes it"
-    for suffix in (".json", ".csv.gz"):
-        if suffix in files:
-            runtime.write_atomically(data / "records" / f"{name}{suffix}", files[suffix])
+        return f"{progress}, without a record: `metabook record {name}` measures it and writes one"
+    for suffix in set(records.SUFFIXES) & files.keys():
+        runtime.write_atomically(data / "records" / f"{name}{suffix}", files[suffix])
     return progress
+
+
+def _measured_together(record: records.Record, files: dict[str, bytes]) -> bool:
+    """Whether a record's metrics and the samples that came with it are of one evaluation."""
+    known = records.known_digest(record)
+    return known is None or known == records.digest(record, files.get(records.SAMPLES, b""))

@@ -8,7 +8,7 @@ import pytest
 from commands import call, train
 
 from helpers import experiments
-from helpers.lab import claims, records, variants
+from helpers.lab import claims, records, variants, verdicts
 
 
 def test_show_explains_every_field(capsys):
@@ -36,16 +36,25 @@ def test_every_field_has_a_meaning(name):
 def test_verdicts_are_one_line_each(capsys):
     status, out, err = call(capsys, "verdicts", "--paper", "maml")
     found, recorded = claims.load_claims("maml"), records.load_all()
-    assert (status, err) == (0, "") and len(out.splitlines()) == len(found)
-    for claim, line in zip(found, out.splitlines(), strict=True):
-        assert line.startswith(f"maml/{claim.id} ") and f"  {claims.verdict(claim, recorded)} " in line
-    assert "(paper 98.7 ± 0.4 %, here " in out
+    *lines, empty, headline = out.splitlines()
+    assert (status, err, empty) == (0, "", "") and len(lines) == len(found)
+    judged = verdicts.judge(found, recorded)
+    for claim, line in zip(found, lines, strict=True):
+        assert line.startswith(f"maml/{claim.id} ") and f"  {judged[claim.id].verdict} " in line
+    assert "(paper 98.7 ± 0.4 %, here " in out and "(lead +" in out
+    assert headline.endswith(verdicts.headline(list(judged.values())))
 
 
 def test_verdicts_for_programs(capsys):
     entries = json.loads(call(capsys, "verdicts", "--json")[1])
     assert [entry["id"] for entry in entries] == [claim.id for claim in claims.load_claims()]
     assert {"of", "verdict", "quantity", "paper", "book", "experiment", "metric"} <= entries[0].keys()
+    judged = verdicts.judge_all()
+    for entry in entries:
+        assert entry["verdict"] == judged[entry["id"]].verdict
+        for comparison in entry["comparisons"]:
+            assert comparison["test"] in ("Welch", "paired by seed", "paired by task")
+            assert 0 <= comparison["p"] <= 1 and comparison["lead"] == comparison["lead"]
 
 
 def test_an_unknown_paper_is_one_sentence_with_the_nearest(capsys):

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from helpers import experiments
 from helpers.errors import DataAbsent, UserError
@@ -17,7 +19,7 @@ from helpers.lab import checkpoints, records
 from helpers.runtime import root
 
 FOLDER = root() / "data" / "records"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+NAMES = [name for name, record in records.load_all().items() if record.get("kind") != "live"]
 
 
 @pytest.fixture(autouse=True)
@@ -81,13 +83,32 @@ def test_checkpoint_gives_the_record(name):
 
 
 @pytest.mark.records
-@pytest.mark.parametrize("name", sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz")))
+@pytest.mark.parametrize(
+    "name", sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz") if "samples" not in path.name)
+)
 def test_table_is_that_of_the_checkpoint(name, tmp_path, monkeypatch):
     _, _, run = set_up(name)
     committed = records.load_table(name)
     records.save_table(run.table(checkpoints.load_theta(name)), tmp_path / f"{name}.csv.gz")
     monkeypatch.setattr(records, "folder", lambda: tmp_path)
     assert records.load_table(name) == committed
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if records.known_digest(records.load(name))])
+def test_metrics_are_those_of_the_samples(name):
+    """Value, interval and number of every metric, computed again with NumPy and SciPy alone."""
+    record, samples = records.load(name), records.load_samples(name)
+    for key, entry in record["metrics"].items():
+        assert (key in samples) == ("per" in entry), key
+        if key not in samples:
+            continue
+        values = np.array(samples[key])
+        count = len(values)
+        reach = stats.t.ppf(0.975, count - 1) if entry["per"] == "seed" else 1.96
+        assert count == entry["n"], key
+        assert entry["value"] == pytest.approx(values.mean(), rel=1e-5, abs=1e-7), key
+        half = reach * values.std(ddof=1) / count**0.5
+        assert entry["ci95"] == pytest.approx(half, rel=1e-3, abs=1e-6 * max(1.0, abs(entry["value"]))), key
 
 
 @pytest.mark.parametrize("name", NAMES)

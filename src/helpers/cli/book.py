@@ -40,10 +40,16 @@ def run(options: argparse.Namespace) -> None:
 
 
 def refresh(options: argparse.Namespace) -> None:
-    """Put fresh outputs into the committed notebooks."""
-    from helpers.site import runner
+    """Put fresh outputs into the committed notebooks, and what they measured for claims into records."""
+    from helpers.lab import live
+    from helpers.runtime import root
+    from helpers.site import notebooks, runner
 
-    runner.refresh(options.chapter)
+    try:
+        runner.refresh(options.chapter)
+    finally:  # of the chapters that were run, also where another failed
+        for name in notebooks.select(options.chapter):
+            live.keep(notebooks.read(root() / "notebooks" / f"{name}.ipynb"), name)
 
 
 def check(options: argparse.Namespace) -> int:

@@ -37,26 +37,25 @@ def show(options: argparse.Namespace) -> None:
 
 def verdicts(options: argparse.Namespace) -> None:
     """Print the claims, each with its verdict."""
-    from helpers.lab import claims, records, tables
+    from helpers.lab import claims, records, tables, verdicts
 
     found, recorded = claims.load_claims(options.paper), records.load_all()
-    rows = tables.claim_rows(found, recorded)
+    rows, judged = tables.claim_rows(found, recorded), verdicts.judge(found, recorded)
     if options.json:
         entries = [
-            {"id": claim.id, "of": claim.paper, "experiment": claim.experiment, "metric": claim.metric}
-            | {key: row[key] for key in ("quantity", "where", "paper", "paper_ci95", "book", "book_ci95")}
-            | {"verdict": str(row["verdict"]), "note": row["note"]}
+            verdicts.as_json(judged[claim.id]) | {key: row[key] for key in ("book", "book_ci95", "note")}
             for claim, row in zip(found, rows, strict=True)
         ]
         print(json.dumps(entries, indent=1, ensure_ascii=False))
         return
     names = [f"{claim.paper}/{claim.id}" for claim in found]
     verdict, longest = (max(map(len, texts), default=0) for texts in ([str(row["verdict"]) for row in rows], names))
-    for name, row in zip(names, rows, strict=True):
+    for claim, name, row in zip(found, names, rows, strict=True):
         sides = [_side(row, side) for side in ("paper", "book")]
-        run = str(row["verdict"]) != claims.NOT_RUN  # the record of one side alone says little
-        numbers = f" (paper {sides[0]}, here {sides[1]})" if run and all(sides) else ""
-        print(f"{name:<{longest}}  {str(row['verdict']):<{verdict}}  {' '.join(row['quantity'].split())}{numbers}")
+        numbers = f" (paper {sides[0]}, here {sides[1]})" if all(sides) else verdicts.in_words(judged[claim.id])
+        print(f"{name:<{longest}}  {row['verdict']:<{verdict}}  {' '.join(row['quantity'].split())}{numbers}")
+    counted = verdicts.headline(list(judged.values()))
+    print(f"\nClaims of the papers, without those whose data cannot be had: {counted}" if counted else "")
 
 
 def _side(row: dict, side: str) -> str:

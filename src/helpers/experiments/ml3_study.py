@@ -165,9 +165,7 @@ def table(metrics: Metrics, kind: str, steps: Sequence[int], values: Tensor) -> 
     """
     for number, entry in zip(steps, values.double(), strict=True):
         learned = not torch.equal(entry, entry[:1].expand_as(entry))
-        metrics[f"{kind}_{number}"] = (
-            statistics.over_seeds(entry.mean(1)) if learned else statistics.interval(entry[0])
-        )
+        metrics[f"{kind}_{number}"] = statistics.over_seeds(entry.mean(1)) if learned else statistics.interval(entry[0])
 
 
 def few_starts(study: Ml3Experiment, few: int, count: int, generator: torch.Generator) -> Params:

@@ -56,7 +56,8 @@ def claimed(claims: Sequence[Claim], digits: int = 2) -> Table:
 
 def recorded(paper: str) -> dict[str, records.Record]:
     """The committed records of the experiments that answer a paper's claims, by name."""
-    return {name: record for name, record in records.load_all().items() if record["paper"] == paper}
+    found = records.load_all().items()
+    return {name: record for name, record in found if record["paper"] == paper and record.get("kind") != "live"}
 
 
 def runs(paper: str, catalogue: Mapping[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""Verdicts: what the records say about the claims, by one rule that was fixed before the runs.
+"""Verdicts: what the records say about the claims, by one rule for all of them.
 
 *reproduced*
     An ordering: every comparison holds at one-sided 5 %, after Holm's correction. A number: the 95 % interval of the
@@ -24,6 +24,7 @@ Holm's correction is all tested claims of one paper and one origin; the opposite
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -139,6 +140,80 @@ def judge_all(recorded: Mapping[str, Record] | None = None) -> dict[str, Judgeme
     return judge(load_claims(), records.load_all() if recorded is None else recorded)
 
 
+def in_words(judgement: Judgement) -> str:
+    """What is known about an ordering: the lead of each comparison, its p, and what lead would have been seen."""
+    parts = []
+    for comparison in judgement.comparisons if judgement.number is None else ():
+        found, near = comparison.found, comparison.within
+        lead = f"lead {found.lead:+.3g}" if near is None else f"difference {found.lead:+.3g}, allowed {near:g}"
+        seen = f", detectable {found.detectable:.2g}" if found.detectable > 0 else ""
+        parts.append(f"{lead}{seen}, p {comparison.p:.2g}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def headline(judged: Sequence[Judgement]) -> str:
+    """How many claims of the papers got which verdict; those whose data cannot be had, and the book's own, not counted.
+
+    >>> headline([])
+    ''
+    """
+    counted = Counter(j.verdict for j in judged if j.claim.origin == "paper" and j.verdict != NO_DATA)
+    if not counted:
+        return ""
+    kinds = ", ".join(f"{counted[kind]} {kind}" for kind in KINDS if counted[kind] and kind != REPRODUCED)
+    return f"{counted[REPRODUCED]} of {counted.total()} reproduced" + f"; {kinds}" * bool(kinds)
+
+
+def as_json(judgement: Judgement) -> dict[str, Any]:
+    """Everything behind a verdict, fit for JSON: the claim, the comparisons, their p-values, the samples' names."""
+    claim = judgement.claim
+
+    def side(of: Side) -> dict[str, Any]:
+        measured = of.measured
+        return {
+            "what": of.what,
+            "value": measured.value,
+            "ci95": None if math.isnan(measured.ci95) else measured.ci95,
+            "n": measured.n,
+            "per": measured.per or None,
+            "complete": of.complete,
+        }
+
+    def comparison(of: Comparison) -> dict[str, Any]:
+        detectable = of.found.detectable
+        return {
+            "label": of.label or None,
+            "left": side(of.left),
+            "right": side(of.right),
+            "within": of.within,
+            "lead": of.found.lead,
+            "standard_error": None if math.isnan(of.found.error) else of.found.error,
+            "degrees": of.found.degrees if math.isfinite(of.found.degrees) else None,
+            "smallest_detectable_lead": None if math.isnan(detectable) else detectable,
+            "test": f"paired by {of.paired}" if of.paired else "Welch",
+            "p": of.p,
+            "p_opposite": of.opposite,
+        }
+
+    return {
+        "id": claim.id,
+        "of": claim.paper,
+        "origin": claim.origin,
+        "quantity": claim.quantity,
+        "where": claim.where,
+        "experiment": claim.experiment,
+        "metric": claim.metric,
+        "paper": claim.value,
+        "paper_ci95": claim.ci95,
+        "verdict": judgement.verdict,
+        "live": judgement.live,
+        "p": judgement.p,
+        "p_opposite": judgement.opposite,
+        "number": judgement.number and comparison(judgement.number),
+        "comparisons": [comparison(each) for each in judgement.comparisons],
+    }
+
+
 class _Sides:
     """Looks up sides of comparisons, each record's samples once."""
 
@@ -155,7 +230,8 @@ class _Sides:
         record = self.recorded[name]
         measured = records.metric(record, metric)
         if name not in self.samples:
-            self.samples[name] = records.load_samples(name) if records.known_digest(record) else {}
+            kept = records.load_samples(name) if records.known_digest(record) else {}
+            self.samples[name] = record.get("samples", kept)
         if (values := self.samples[name].get(metric)) is not None:
             measured = Interval(*measured, samples=values, per=measured.per)
         config = record["config"]

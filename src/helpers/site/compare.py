@@ -7,11 +7,13 @@ carries its own, measured, tolerance in its metadata::
     {"nbval": {"rtol": 0.05, "atol": 0.01, "integers": true}}
 
 (``integers``: they too may differ by the tolerance.) Of an image only the presence is checked; standard error (progress
-bars, warnings) is ignored; the output of a cell tagged ``nbval-ignore-output`` is not compared, but the cell must run.
+bars, warnings) is ignored; of what is measured for a claim (:data:`LIVE`) all but times is compared; the output of a
+cell tagged ``nbval-ignore-output`` is not compared, but the cell must run.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import defaultdict
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 COMPARED = ("text/plain", "text/html", "text/markdown", "text/latex")
+LIVE = "application/vnd.metabook.live+json"  # what a chapter measures for a claim, see helpers.lab.live
 NEVER_RUN = "this cell was committed without being run, so nothing was compared; `make refresh`"
 
 
@@ -94,6 +97,9 @@ def _by_kind(outputs, silent: bool) -> dict[str, list[str]]:
             images = [mime for mime in data if mime.startswith("image/")]
             for mime in images:
                 kinds[mime].append("")
+            if LIVE in data:  # times are this machine's alone
+                metrics = {name: entry["value"] for name, entry in data[LIVE]["metrics"].items()}
+                kinds[LIVE].append(json.dumps({name: metrics[name] for name in metrics if "seconds" not in name}))
             for mime in COMPARED:  # the text beside an image only names its size
                 if mime in data and not (images and mime == "text/plain"):
                     text = data[mime]
