@@ -375,7 +375,7 @@ def _take(name: str, files: dict[str, bytes], data: Path) -> str:
     record: dict[str, Any] | None = None
     try:
         record = from_json(files[".json"]) if ".json" in files else None
-        if record is not None and (records.fault(record, name) or not _measured_together(record, files)):
+        if ".json" in files and (records.fault(record, name) or not _measured_together(record, files)):
             raise ValueError
     except ValueError:
         raise UserError("its record is damaged") from None

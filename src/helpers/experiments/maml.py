@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -165,6 +166,8 @@ class SinusoidStudy(Experiment):
     """
 
     made_of = "sinusoids"
+    other_shots: ClassVar[tuple[int, ...]] = (5, 20)  # the networks are also judged with, as in Table 2 and Figure 6
+    other_steps: ClassVar[tuple[int, ...]] = (1, 5, 10)  # and after
 
     name: str
     shots: int = 10
@@ -217,9 +220,9 @@ class SinusoidTraining(Run):
 
         return seeds.fresh(init, self.experiment.seeds, generator)
 
-    def tasks(self, count: int, queries: int, generator: torch.Generator) -> Tasks:
+    def tasks(self, count: int, queries: int, generator: torch.Generator, shots: int | None = None) -> Tasks:
         """Tasks ``[seeds, count, …]``, with amplitude and phase beside the input."""
-        family = Sinusoids(self.experiment.shots, queries, oracle=True)
+        family = Sinusoids(shots or self.experiment.shots, queries, oracle=True)
         tasks = family.sample(self.experiment.seeds * count, generator)
         return seeds.apart(tasks, self.experiment.seeds, count)
 
@@ -237,12 +240,11 @@ class SinusoidTraining(Run):
         joined = {f"{kind}/{name}": g for kind, gradients in together.items() for name, g in gradients.items()}
         return joined, query_losses.mean()
 
-    def curves(self, theta: Params, tasks: Tasks, rate: float | None = None) -> Tensor:
+    def curves(self, theta: Params, tasks: Tasks, steps: Sequence[int], rate: float | None = None) -> Tensor:
         """Query error ``[steps, seeds, tasks]`` after each number of fine-tuning steps from θ; infinite for nan."""
         learner = self.learner if rate is None else self.learner.replace(rate=rate)
 
         def curve(theta: Params, tasks: Tasks) -> Tensor:
-            steps = self.experiment.test_steps
             return evaluation.adaptation_curve(learner, theta, tasks, steps, losses.mean_squared_error, chunk=None)
 
         return vmap(curve)(theta, tasks).nan_to_num(torch.inf).transpose(0, 1)
@@ -251,32 +253,65 @@ class SinusoidTraining(Run):
         """Mean squared errors ``{kind}_mse_{steps}`` with intervals over seeds; each seed has test tasks of its own.
 
         Beyond the one step of training, adaptation to a few tasks in a thousand diverges. Such a task counts with an
-        error of ``DIVERGED``, so that a mean exists, and ``{kind}_diverged_{steps}`` is their share.
+        error of ``DIVERGED``, so that a mean exists; ``{kind}_diverged_{steps}`` is their share, and
+        ``{kind}_median_{steps}`` the median over tasks, which they do not move. ``…_at_5`` and ``…_at_20``: adapted to
+        so many points (Table 2, Figure 6); ``…_unseen_half``: to five from the right half of the inputs, judged on the
+        left one (Figure 2).
         """
-        experiment = self.experiment
+        return self.judged(theta, (self.experiment.shots, *self.experiment.other_shots))
 
-        def draw(seed: int) -> Tasks:
-            tasks = self.tasks(experiment.test_tasks, experiment.test_queries, runtime.generator(seed))
-            return tree_map(lambda t: t.to(self.device), tasks)
-
-        test, validation = draw(TEST_SEED), _hide(draw(TEST_SEED + 1))
-        pretrained = subtree_of(theta, "pretrained")
-        ends = [self.curves(pretrained, validation, rate)[-1] for rate in experiment.tuning_rates]
-        tuned = experiment.tuning_rates[int(torch.stack([e.clamp(max=DIVERGED).mean() for e in ends]).argmin())]
-        measured = {
-            "maml": self.curves(subtree_of(theta, "maml"), _hide(test)),
-            "pretrained": self.curves(pretrained, _hide(test), tuned),
-        }
-        metrics = {}
-        for kind, curve in measured.items():
-            for steps, errors in zip(experiment.test_steps, curve, strict=True):
-                metrics[f"{kind}_mse_{steps}"] = statistics.over_seeds(errors.clamp(max=DIVERGED).mean(1))
-                metrics[f"{kind}_diverged_{steps}"] = statistics.over_seeds((errors >= DIVERGED).double().mean(1))
-        oracle = vmap(vmap(self.oracle.task_loss, in_dims=(None, 0)))(subtree_of(theta, "oracle"), test).mean(1)
-        metrics["oracle_mse_0"] = statistics.over_seeds(oracle)
-        metrics["pretrained_rate"] = chosen(tuned)
-        headline = f"maml_mse_{max(experiment.test_steps)}"
+    def judged(self, theta: Params, every_shots: Sequence[int]) -> dict[str, statistics.Interval]:
+        """The metrics with these numbers of points alone."""
+        e, metrics = self.experiment, {}
+        for shots in dict.fromkeys(every_shots):
+            own = shots == e.shots
+            seed, steps = (TEST_SEED, e.test_steps) if own else (TEST_SEED + 10 * shots, e.other_steps)
+            test, validation = self._drawn(seed, shots), _hide(self._drawn(seed + 1, shots))
+            tuned = self._tuned(subtree_of(theta, "pretrained"), validation, steps)
+            self._judge(metrics, theta, _hide(test), steps, tuned, "" if own else f"_at_{shots}")
+            if own:
+                oracle = vmap(vmap(self.oracle.task_loss, in_dims=(None, 0)))(subtree_of(theta, "oracle"), test)
+                metrics["oracle_mse_0"] = statistics.over_seeds(oracle.mean(1))
+                metrics["pretrained_rate"] = chosen(tuned)
+            if shots == min(e.other_shots):
+                self._judge(metrics, theta, _hide(_halves(test)), e.other_steps, tuned, "_unseen_half")
+        headline = f"maml_mse_{max(e.test_steps)}"
         return {headline: metrics[headline]} | metrics
+
+    def _drawn(self, seed: int, shots: int) -> Tasks:
+        tasks = self.tasks(self.experiment.test_tasks, self.experiment.test_queries, runtime.generator(seed), shots)
+        return tree_map(lambda t: t.to(self.device), tasks)
+
+    def _tuned(self, pretrained: Params, validation: Tasks, steps: Sequence[int]) -> float:
+        """Of the rates the one at which the pre-trained networks end lowest on validation tasks."""
+        rates = self.experiment.tuning_rates
+        ends = [self.curves(pretrained, validation, steps, rate)[-1].clamp(max=DIVERGED).mean() for rate in rates]
+        return rates[int(torch.stack(ends).argmin())]
+
+    def _judge(
+        self, metrics: dict[str, statistics.Interval], theta: Params, tasks: Tasks, steps: Sequence[int],
+        tuned: float, suffix: str,
+    ) -> None:  # fmt: skip
+        """Enter mean, median and share of diverged tasks of both networks."""
+        for kind, rate in (("maml", None), ("pretrained", tuned)):
+            for number, errors in zip(steps, self.curves(subtree_of(theta, kind), tasks, steps, rate), strict=True):
+                capped = errors.clamp(max=DIVERGED)
+                metrics[f"{kind}_mse_{number}{suffix}"] = statistics.over_seeds(capped.mean(1))
+                metrics[f"{kind}_diverged_{number}{suffix}"] = statistics.over_seeds(
+                    (errors >= DIVERGED).double().mean(1)
+                )
+                metrics[f"{kind}_median_{number}{suffix}"] = statistics.over_seeds(capped.median(1).values)
+
+
+def _halves(tasks: Tasks) -> Tasks:
+    """The same sinusoids, with the support points in the right half of the inputs and the queries in the left one."""
+
+    def moved(examples: Examples, sign: int) -> Examples:
+        x, amplitude, phase = examples.x.split(1, -1)
+        x = sign * x.abs()
+        return Examples(torch.cat([x, amplitude, phase], -1), amplitude * torch.sin(x - phase))
+
+    return Tasks(moved(tasks.support, 1), moved(tasks.query, -1))
 
 
 def _hide(tasks: Tasks) -> Tasks:
