@@ -63,7 +63,7 @@ def exit_status(action: Callable[..., Any], *arguments: Any, **options: Any) -> 
     except UserError as error:
         message, status = str(error), 2
     except KeyboardInterrupt as error:
-        message = "stopped; what was finished is kept, run the same command to go on"
+        message = str(error) or "stopped; what was finished is kept, run the same command to go on"
         status = 143 if isinstance(error, Terminated) else 130
     except BrokenPipeError:  # the reader of our output has gone, as in `metabook train --list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
