@@ -29,7 +29,7 @@ from helpers.lab.protocols import Experiment, Run
 from helpers.lab.schedules import RETURNS, annealed, halved, outer_rate_at, steady
 from helpers.lab.statistics import Interval
 from helpers.lab.tensorboard import Watch
-from helpers.progress import progress_bar
+from helpers.progress import progress_bar, waiting
 from helpers.types import Params
 from helpers.validate import positive, whole
 
@@ -233,7 +233,8 @@ def _train(
         slow = f"an iteration of {experiment.name} takes longer than the {budget or 0:.0f} s that it was given"
         raise KeyboardInterrupt if stop else UserError(f"{slow}: give it more")
     try:
-        metrics, evaluated = reports.measured(run, state.values(), device, commit)
+        with waiting(f"evaluating {experiment.name}", progress):
+            metrics, evaluated = reports.measured(run, state.values(), device, commit)
         if begin == state.iteration:
             metrics |= reports.kept_times(experiment.name, data)
         if state.iteration == experiment.iterations and state.precision == "single":
