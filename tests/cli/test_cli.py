@@ -227,9 +227,10 @@ def test_a_request_to_stop_is_one_sentence(capsys, number, status):
     assert capsys.readouterr().err.startswith("metabook: stopped; what was finished is kept")
 
 
-def test_list_prints_names_only(project, capsys):
-    """Scripts read it line by line."""
-    assert call(capsys, "train", "--list") == call(capsys, "train") == (0, "first\nsecond\n", "")
+def test_train_without_a_name_lists_the_experiments(project, capsys):
+    status, out, err = call(capsys, "train", "--list")
+    assert (status, err) == (0, "") and call(capsys, "train") == (status, out, err)
+    assert out.index("first ") < out.index("second ")
 
 
 def test_the_catalogue_is_well_formed():

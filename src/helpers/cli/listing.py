@@ -76,5 +76,5 @@ def show(as_json: bool = False) -> None:
             changes = ", ".join(f"{name} {settings.written(value)}" for name, value in one["differs"].items())
             print((line + textwrap.shorten(changes, columns - len(line), placeholder=" …")).rstrip())
         print()
-    print("After its state stands in what an experiment differs from the first of its kind.")
-    print("`metabook show NAME` explains one, and `metabook train NAME` trains it or goes on.")
+    end = "After its state stands in what an experiment differs from the first of its kind. `metabook show NAME` "
+    print(textwrap.fill(end + "explains one, and `metabook train NAME` trains it or goes on.", columns))
