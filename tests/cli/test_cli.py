@@ -53,7 +53,7 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
         (["evaluate", "none.safetensors.xz"], "there is no checkpoint none.safetensors.xz"),
         (["train", "third"], "there is no experiment 'third'"),
         (["train", ""], "there is no experiment ''"),
-        (["train", "--list", "first"], "--list prints the names of all experiments: it goes alone"),
+        (["train", "--list", "first"], "--list prints all experiments: it goes alone, or with --json"),
         (["train", "--set", "hidden=3"], "--set, --seed, --out and --data-folder are for one experiment: name it"),
         (["train", "first", "--set", "hiden=3"], "first has no field 'hiden' (did you mean hidden?); `metabook show"),
         (["train", "first", "--set", "hidden=three"], "hidden of first must be a whole number, not 'three'"),

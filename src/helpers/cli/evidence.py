@@ -26,7 +26,8 @@ def show(options: argparse.Namespace) -> None:
     for paragraph in listing.about(experiment):
         _say(paragraph)
     done = f"recorded: {records.progress(record)}" if record else "not recorded yet"
-    _say(f"{done}; `metabook train {experiment.name.partition('_')[0]}` trains it, with --set NAME=VALUE a variant.")
+    train = f"`metabook train {experiment.name}` trains it, with --set NAME=VALUE a variant of it."
+    _say(f"{done}; the command that began it goes on." if "_" in experiment.name else f"{done}; {train}")
 
     _say("Fields. A list is set as 1,3,10, a switch as true or false, and what may be none as none.")
     fields = [field for field in variants.described(experiment) if field.name != "own" or experiment.of_images]

@@ -40,6 +40,8 @@ def checkpoint(name: str, out: Path | None = None) -> Path:
         )
     there = sorted(path.name.removesuffix(SUFFIX) for place in places for path in place.glob(f"*{SUFFIX}"))
     if out is not None:
+        if not out.exists():
+            raise UserError(f"there is no folder {out}: name that of --out when the run was trained")
         held = f"it holds {', '.join(there[:5])}{' …' * (len(there) > 5)}" if there else "it holds none"
         raise UserError(f"there is no checkpoint {name!r} in {out}{nearest(name, there)}; {held}")
     raise UserError(
@@ -60,7 +62,7 @@ def experiment(name: str, out: Path | None = None):
     known = experiments.catalogue()
     if out is None and name in known:
         return known[name], homes(None)[0]
-    if out is None and not any(name.startswith(f"{one}_") for one in known):
+    if out is None and not name.endswith(checkpoints.SUFFIX) and not any(name.startswith(f"{one}_") for one in known):
         experiments.find(name)  # which says what there is
     path = checkpoint(name, out)
     _, header = checkpoints.read_checkpoint(path)

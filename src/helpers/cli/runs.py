@@ -41,6 +41,12 @@ def train(options: argparse.Namespace) -> int | None:
         return None
     if options.queue is not None:
         return _queue(list(experiments.catalogue().values()), options.budget, options.tensorboard, _prepared(options))
+    base, *rest = options.name.partition("_")
+    if options.name not in experiments.catalogue() and "".join(rest) and base in experiments.catalogue():
+        raise UserError(
+            f"{options.name} names a variant: train {base} with what it is named after, as in "
+            f"`metabook train {base} --set NAME=VALUE`, which begins it or goes on"
+        )
     experiment = experiments.find(options.name)
     if not changes and options.out is None and options.data_folder is None:
         _train_one(experiment, options.budget, options.tensorboard, _prepared(options))
@@ -49,6 +55,8 @@ def train(options: argparse.Namespace) -> int | None:
     if out.resolve() == runtime.root() / "data":
         raise UserError(f"{out} is for the recorded experiments alone: name another folder with --out")
     own = _variant(_on_folder(experiment, options.data_folder, False), changes)
+    if own == experiment and options.out is None:
+        raise UserError(f"{own.name} has these values already: leave them out, or set others")
     _say_images(own, sys.stdout)
     settings = _prepared(options)
     with _values_make_sense(own.name):
@@ -81,13 +89,17 @@ def _refuse_mixtures(options: argparse.Namespace, own: bool) -> None:
     if queue is not None and options.fresh:
         raise UserError("--fresh starts over one experiment, not a whole queue: name the experiment instead of --queue")
     if options.list and (options.name is not None or queue is not None):
-        raise UserError("--list prints the names of all experiments: it goes alone")
+        raise UserError("--list prints all experiments: it goes alone, or with --json")
     if options.json and (options.name is not None or queue is not None):
         raise UserError("--json goes with --list: what a run measured is JSON in its record")
     if own and options.name is None:
         raise UserError("--set, --seed, --out and --data-folder are for one experiment: name it")
-    if options.tensorboard is not None and options.name is None and queue is None:
-        raise UserError("--tensorboard watches what is trained: name an experiment or a queue")
+    if options.name is None and queue is None:
+        given = [f"--{key}" for key in ("tensorboard", "budget", "threads") if getattr(options, key) is not None]
+        given += ["--fresh"] * options.fresh + ["--[no-]compile"] * (options.compile is not None)
+        given += ["--device"] * (options.device != "auto")
+        if given:
+            raise UserError(f"{given[0]} is for what is trained: name an experiment or a queue")
 
 
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
@@ -255,7 +267,8 @@ def campaign(options: argparse.Namespace) -> None:
     from helpers import campaign as library
 
     if options.merge is not None:
-        if options.name or options.out is not None:
+        others = (options.out, options.minutes, options.jobs)
+        if options.name or options.device != "auto" or any(other is not None for other in others):
             raise UserError("--merge takes a folder and nothing else")
         library.merge(options.merge)
         return
@@ -277,7 +290,7 @@ def register(commands: Commands) -> None:
         "measure a checkpoint anew on this machine, and print its metrics with 95 % intervals",
         """metabook evaluate maml-sinusoid-5    beside what its record says
         metabook evaluate maml-sinusoid-5 --set test_tasks=2000
-        metabook evaluate maml-sinusoid-5_seed-3 --json   a variant of yours, by its name or its file
+        metabook evaluate maml-sinusoid-5_seed-3 --json   a variant of yours, for programs
         metabook evaluate maml-sinusoid-5_seed-3 --out mine   one that was trained with --out mine
         metabook evaluate maml-omniglot-5w1s --data-folder drawings   on images of your own""",
         "Nothing is written.",
@@ -299,11 +312,11 @@ def register(commands: Commands) -> None:
         "train",
         train,
         "train a recorded experiment or a variant of it, going on from its checkpoint where there is one",
-        """metabook train --list                the experiments, with how far they got and what they are
+        """metabook train --list                what there is, and how far it got
         metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; the same command goes on
         metabook train maml-sinusoid-5 --set inner_steps=5 --seed 3    a variant of your own
         metabook train maml-omniglot-5w1s --data-folder drawings    on your own images
-        metabook train --queue paper --budget 1h     whatever is not complete, most important first""",
+        metabook train --queue paper --budget 1h     whatever is not complete""",
         "Ctrl-C ends the iteration and writes checkpoint and record; a second one stops at once. A variant (--set, "
         "--seed, --out, --data-folder) is named after what was changed and never touches data/; without them the "
         "run is written to data/. A folder of images has a folder for each class, or the folders train, validation and "
@@ -336,7 +349,7 @@ def register(commands: Commands) -> None:
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="compile the training step first: minutes of waiting, then faster; the default for long runs where it can "
-        "work; go on with what the run began with",
+        "work; a run goes on bit for bit only with the choice that it began with",
     )
 
     command = commands.add(
