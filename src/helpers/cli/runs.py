@@ -16,13 +16,12 @@ from typing import Any, TextIO
 from helpers.cli import listing, places
 from helpers.cli.grammar import Commands, Once, add_settings, folder, minutes, positive, seconds, threads
 from helpers.errors import UserError, nearest
-from helpers.progress import waiting
 
 # What only one command needs is imported there: `metabook train` then works with torch, numpy and four small packages.
 QUEUES = ("paper",)  # the catalogue of experiments, the most important first
 WORTH_COMPILING = 1_000  # iterations; a shorter run is over before the compiler is
 FOOTER = """
-n: how many values the mean is over: test tasks, or training seeds where there are several.
+n: how many values the mean is over: test tasks, seeds where several were trained, or parts of the test data.
 ± 95 %: half the width of the mean's 95 % interval; – where there is none, as of a number that was chosen.
 `metabook show {name}` says what each metric means."""
 # What experiments raise where a value is of the right kind but makes no sense, such as an unknown estimator.
@@ -199,6 +198,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     from helpers import experiments, runtime
     from helpers.lab import checkpoints, evaluation, records, tables, variants
+    from helpers.progress import waiting
 
     path = places.checkpoint(options.checkpoint, options.out)
     _, header = checkpoints.read_checkpoint(path)
@@ -313,7 +313,7 @@ def register(commands: Commands) -> None:
         train,
         "train a recorded experiment or a variant of it, going on from its checkpoint where there is one",
         """metabook train --list                what there is, and how far it got
-        metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; the same command goes on
+        metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; run it again to go on
         metabook train maml-sinusoid-5 --set inner_steps=5 --seed 3    a variant of your own
         metabook train maml-omniglot-5w1s --data-folder drawings    on your own images
         metabook train --queue paper --budget 1h     whatever is not complete""",
