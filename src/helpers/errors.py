@@ -40,10 +40,11 @@ def stop_at_once(number: int, _: Any = None) -> None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """What a message about an unknown name suggests: a clause in brackets, or nothing where no name is near.
 
-    >>> nearest("sede", ["profile", "seed", "device"])
+    >>> nearest("Sede", ["profile", "seed", "device"])
     ' (did you mean seed?)'
     """
-    close = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=2, cutoff=0.6)
+    by_letters = {one.lower(): one for one in known}
+    close = [by_letters[one] for one in difflib.get_close_matches(name.lower(), by_letters, n=2, cutoff=0.6)]
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
@@ -63,7 +64,7 @@ def exit_status(action: Callable[..., Any], *arguments: Any, **options: Any) -> 
     except UserError as error:
         message, status = str(error), 2
     except KeyboardInterrupt as error:
-        message = "stopped; what was finished is kept, run the same command to go on"
+        message = str(error) or "stopped; what was finished is kept, run the same command to go on"
         status = 143 if isinstance(error, Terminated) else 130
     except BrokenPipeError:  # the reader of our output has gone, as in `metabook train --list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -38,3 +40,26 @@ def progress_bar(iterable: Iterable[Any] | None = None, **settings: Any) -> tqdm
     if not redraws():
         settings = {"delay": EVERY} | settings | {"mininterval": EVERY, "position": 0, "file": _Lines()}
     return tqdm(iterable, **({"mininterval": 1} | settings))
+
+
+@contextmanager
+def waiting(what: str, shown: bool = True) -> Iterator[None]:
+    """A bar that says for how long something has been going on, where nothing else can be counted.
+
+    It appears after two seconds, stands above bars that are drawn within, and leaves no trace.
+    """
+    over = threading.Event()
+    settings = {"bar_format": "{desc}: {elapsed}", "delay": 2, "miniters": 1, "leave": False, "disable": not shown}
+    with progress_bar(desc=what, **settings) as bar:
+
+        def tick() -> None:
+            while not over.wait(1.0):
+                bar.update()
+
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()

@@ -73,6 +73,19 @@ def conform(value: Any, kind: Any) -> Any:
     return value
 
 
+def written(value: Any) -> str:
+    """The text that stands for a value: :func:`read` makes the value of it again.
+
+    >>> written((1, 3, 10)), written(None), written(True), written(0.1)
+    ('1,3,10', 'none', 'true', '0.1')
+    """
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)) and value and not any(isinstance(part, (tuple, list)) for part in value):
+        return ",".join(map(written, value))
+    return str(value)
+
+
 def described(kind: Any) -> str:
     """What a value of that kind is, in words.
 

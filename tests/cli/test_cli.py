@@ -27,7 +27,7 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["fly"], "there is no command 'fly'; they are show, verdicts, evaluate, train, campaign, book, run, refresh,"),
+        (["fly"], "there is no command 'fly'; they are show, verdicts, evaluate, train, campaign, record, book, run, refresh,"),
         (["trian", "first"], "there is no command 'trian' (did you mean train?)"),
         (["--verbose"], "unrecognized arguments: --verbose"),
         (["run", "oen"], "there is no chapter 'oen' (did you mean one?)"),
@@ -53,7 +53,7 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
         (["evaluate", "none.safetensors.xz"], "there is no checkpoint none.safetensors.xz"),
         (["train", "third"], "there is no experiment 'third'"),
         (["train", ""], "there is no experiment ''"),
-        (["train", "--list", "first"], "--list prints the names of all experiments: it goes alone"),
+        (["train", "--list", "first"], "--list prints all experiments: it goes alone, or with --json"),
         (["train", "--set", "hidden=3"], "--set, --seed, --out and --data-folder are for one experiment: name it"),
         (["train", "first", "--set", "hiden=3"], "first has no field 'hiden' (did you mean hidden?); `metabook show"),
         (["train", "first", "--set", "hidden=three"], "hidden of first must be a whole number, not 'three'"),
@@ -227,9 +227,10 @@ def test_a_request_to_stop_is_one_sentence(capsys, number, status):
     assert capsys.readouterr().err.startswith("metabook: stopped; what was finished is kept")
 
 
-def test_list_prints_names_only(project, capsys):
-    """Scripts read it line by line."""
-    assert call(capsys, "train", "--list") == call(capsys, "train") == (0, "first\nsecond\n", "")
+def test_train_without_a_name_lists_the_experiments(project, capsys):
+    status, out, err = call(capsys, "train", "--list")
+    assert (status, err) == (0, "") and call(capsys, "train") == (status, out, err)
+    assert out.index("first ") < out.index("second ")
 
 
 def test_the_catalogue_is_well_formed():

@@ -16,7 +16,7 @@ import tiny
 import torch
 from commands import call, train
 
-from helpers import experiments, runtime
+from helpers import experiments, progress, runtime
 from helpers.lab import checkpoints, statistics, training
 
 
@@ -123,6 +123,39 @@ def test_a_complete_record_of_another_configuration_is_not_complete(project, cap
     assert status == 2 and "another configuration (it differs in iterations)" in err
 
 
+# ---------------------------------------- the list
+
+
+def test_the_list_says_how_far_experiments_got_and_what_they_are(project, capsys, monkeypatch):
+    known = experiments.catalogue()
+    known["third"] = tiny.Tiny(name="third", iterations=1200, outer_rate=0.1)
+    known["fourth"] = tiny.Tiny(name="fourth", hidden=3, iterations=60)
+    train(capsys, "first")
+    train(capsys, "third", "--budget", "0")
+    (project / "data" / "records" / "fourth.json").write_text("{")
+    status, out, err = call(capsys, "train", "--list")
+    assert (status, err) == (0, "") and max(map(len, out.splitlines())) <= 100
+    assert out.startswith("maml: Sinusoids and a network of eight hidden units;")
+    rows = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines() if line.startswith("  ")]
+    assert rows == [
+        ["first", "complete"],
+        ["second", "no run"],
+        ["third", "1 of 1,200", "iterations 1200, outer_rate 0.1"],
+        ["fourth", "damaged", "hidden 3"],
+    ]
+    entries = json.loads(call(capsys, "train", "--list", "--json")[1])
+    assert [(one["name"], one["state"]) for one in entries] == [(row[0], row[1]) for row in rows]
+    assert entries[3]["differs"] == {"hidden": 3} and entries[0]["paper"] == "maml"
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_the_list_of_all_is_readable(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = call(capsys, "train", "--list")[1]
+    assert max(map(len, out.splitlines())) <= max(60, min(100, columns))
+    assert len([line for line in out.splitlines() if line.startswith("  ")]) == len(experiments.catalogue())
+
+
 # ---------------------------------------- variants
 
 
@@ -136,8 +169,10 @@ def test_a_variant_is_named_after_its_changes_and_kept_apart(project, capsys):
     assert record["experiment"] == name and record["status"] == "complete"
     assert (record["config"]["hidden"], record["config"]["outer_rate"], record["config"]["seed"]) == (3, 1.0, 3)
     assert not (project / "data").exists()
-    assert train(capsys, *words, "--out", str(project / "mine"), "--budget", "0")[0] == 0
-    assert (project / "mine" / "checkpoints" / f"{name}.safetensors.xz").exists()
+    mine = project / "my runs"
+    status, out, _ = train(capsys, *words, "--out", str(mine), "--budget", "0")
+    assert status == 0 and out.splitlines()[-1] == f"`metabook evaluate {name} --out '{mine}'` measures it again"
+    assert (mine / "checkpoints" / f"{name}.safetensors.xz").exists()
 
 
 def test_a_run_goes_on_in_another_folder_only_where_asked(project, capsys):
@@ -163,7 +198,7 @@ def test_an_evaluation_gives_the_record(project, capsys):
     record = json.loads((project / "data" / "records" / "first.json").read_text())
     status, out, err = call(capsys, "evaluate", "first")
     assert (status, err) == (0, "") and out.startswith("first: 60 of 60 iterations, ")
-    rows = [line.split() for line in out.splitlines()[3:]]
+    rows = [line.split() for line in out.partition("\n\n")[0].splitlines()[3:]]
     assert [row[0] for row in rows] == list(record["metrics"])
     assert all(len(row) == 5 and row[1] == row[4] for row in rows)
     path = project / "data" / "checkpoints" / "first.safetensors.xz"
@@ -185,6 +220,37 @@ def test_an_own_run_is_evaluated_by_its_name(project, capsys):
     experiments.catalogue().pop("first")
     status, _, err = call(capsys, "evaluate", "first_hidden-3")
     assert status == 2 and "is of 'first_hidden-3', which is no experiment here nor a variant" in err
+
+
+def test_a_run_elsewhere_is_evaluated_by_its_name_and_folder(project, capsys):
+    mine = project / "mine"
+    train(capsys, "first", "--out", str(mine), "--budget", "0")
+    status, out, _ = call(capsys, "evaluate", "first", "--out", str(mine))
+    rows = [line.split() for line in out.splitlines() if line.startswith("mse_")]
+    assert status == 0 and "1 of 60" in out and all(row[1] == row[4] for row in rows), "beside its own record"
+    status, _, err = call(capsys, "evaluate", "first")
+    assert status == 2 and "`metabook train first` makes it, and --out FOLDER finds one elsewhere" in err
+    status, _, err = call(capsys, "evaluate", "frist", "--out", str(mine))
+    assert status == 2 and f"no checkpoint 'frist' in {mine} (did you mean first?); it holds first" in err
+
+
+def test_an_evaluation_says_what_its_columns_are_and_how_long_it_takes(project, capsys, monkeypatch):
+    train(capsys, "first", "--budget", "0")
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    evaluate = tiny.TinyRun.evaluate
+    monkeypatch.setattr(tiny.TinyRun, "evaluate", lambda self, theta: (time.sleep(3.5), evaluate(self, theta))[1])
+    status, out, err = call(capsys, "evaluate", "first")
+    assert status == 0 and "measuring first: 00:03" in err
+    assert "n: how many values the mean is over" in out and "± 95 %: half the width" in out
+    assert out.splitlines()[-1] == "`metabook show first` says what each metric means."
+
+
+def test_ctrl_c_stops_an_evaluation_at_once(project, capsys, monkeypatch):
+    train(capsys, "first", "--budget", "0")
+    monkeypatch.setattr(tiny.TinyRun, "evaluate", lambda *_: signal.raise_signal(signal.SIGINT))
+    status, out, err = call(capsys, "evaluate", "first")
+    assert (status, out) == (130, "")
+    assert err == "metabook: stopped; an evaluation writes nothing, so run the same command to measure anew\n"
 
 
 def test_the_short_part_of_an_evaluation(project, capsys, monkeypatch):

@@ -369,10 +369,36 @@ def test_the_form_is_named_where_it_was_chosen_and_nowhere_else(tmp_path, monkey
 
 
 def test_a_signal_stops_the_evaluation_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(TinyRun, "evaluate", lambda self, theta: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, Tiny(evaluate_every=1000))
+    experiment = Tiny(evaluate_every=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(TinyRun, "evaluate", lambda self, theta: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt, match="its checkpoint at iteration 240 is kept, run the same command"):
+            train(tmp_path, experiment)
     assert iteration(tmp_path) == 240 and not (tmp_path / "records" / "tiny.json").exists()
+    assert train(tmp_path, experiment)["status"] == "complete"
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "death"])
+def test_what_stops_a_measurement_on_the_way_costs_no_iteration(whole, tmp_path, monkeypatch, how):
+    """The measurement is dropped at once, and the next call makes it."""
+    said = []
+
+    def interrupted(self, theta):
+        if how == "death":
+            raise SystemExit
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(training, "PATIENCE", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(TinyRun, "spot_check", interrupted)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            training.train(Tiny(), data=tmp_path, progress=False, say=said.append)
+    assert iteration(tmp_path) == 90 and checkpoints.read_checkpoint(checkpoint(tmp_path))[1]["curve"] == []
+    assert (tmp_path / "records" / "tiny.json").exists() == (how == "Ctrl-C")
+    assert said[:1] == ["tiny: stopped while it measured iteration 90; the next call does that"] * (how == "Ctrl-C")
+    train(tmp_path)
+    assert_same(whole[0], tmp_path)
 
 
 def rewritten(folder: Path, drop: str = "", **changes) -> None:

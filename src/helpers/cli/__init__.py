@@ -21,7 +21,8 @@ def parser() -> tuple[Parser, Commands]:
     top = Parser(
         prog="metabook",
         description=(__doc__ or "").splitlines()[0],
-        epilog="`metabook COMMAND --help` explains a command and shows examples.",
+        epilog="`metabook COMMAND --help` explains a command and shows examples. To look around: `metabook train "
+        "--list`, `metabook show maml-sinusoid-5`, `metabook evaluate maml-sinusoid-5`, `metabook verdicts`.",
     )
     top.add_argument("--version", action="store_true", help="print the version and the commit of the code")
     top.set_defaults(do=lambda _: top.print_help(), parser=top, takes_rest=False)
@@ -38,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         with suppress(AttributeError):  # letters that the terminal does not have are written as question marks
             stream.reconfigure(errors="replace")
     top, commands = parser()
-    verb = next(iter(words), "")
-    if verb and not verb.startswith("-") and verb not in commands.names:
+    verb = next(iter(words), None)
+    if verb is not None and not verb.startswith("-") and verb not in commands.names:
         top.error(f"there is no command {verb!r}{nearest(verb, commands.names)}; they are {', '.join(commands.names)}")
     options, options.rest = top.parse_known_args(words)
     if options.rest and not options.takes_rest:

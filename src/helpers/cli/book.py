@@ -31,6 +31,8 @@ def run(options: argparse.Namespace) -> None:
     from helpers import runtime
     from helpers.site import notebooks, runner
 
+    if "profile" in dict(options.settings):
+        raise UserError("the profile is chosen by --profile quick, book or paper: leave it out of --set")
     values = notebooks.read_parameters(notebooks.select(options.chapter), options.settings)
     if "device" in values:  # known to be wrong now, not after the chapter's first cells
         runtime.pick_device(values["device"])
@@ -76,7 +78,7 @@ def register(commands: Commands) -> None:
     command = commands.add(
         "book",
         book,
-        "run the chapters that changed, and build the pages",
+        "run the chapters that changed, each within some minutes, and build the pages",
         """metabook book                        the pages are then at _build/html/index.html
         metabook book --committed            from the committed outputs, running nothing
         metabook book --check                look at every page, link and image of the built pages""",
@@ -118,7 +120,12 @@ def register(commands: Commands) -> None:
         metabook check unit                  the helpers alone
         metabook check records --all         every committed checkpoint, evaluated again""",
     )
-    command.add_argument("tier", nargs="*", help="unit, chapters, smoke, book, records; all when none is named")
+    command.add_argument(
+        "tier",
+        nargs="*",
+        help="unit (the helpers), chapters (each once, outputs compared), smoke (each in seconds), book (the "
+        "pages), records (checkpoints evaluated again); all when none is named",
+    )
     command.add_argument(
         "--all", action="store_true", help="evaluate all records, not only the sample that the commit selects"
     )
@@ -128,6 +135,6 @@ def register(commands: Commands) -> None:
         bench,
         "time one meta-gradient against other libraries; writes _build/bench.json",
         "metabook bench",
-        "Further words are options of benchmarks/bench.py. It takes some minutes.",
+        "It takes some minutes. Further words are options of benchmarks/bench.py, which its --help lists.",
     )
     command.set_defaults(takes_rest=True)

@@ -25,6 +25,7 @@ def completion(commands: Commands, options: argparse.Namespace) -> None:
     words = {  # by verb and argument
         **{(verb, "name"): names for verb in ("show", "train", "campaign")},
         ("evaluate", "checkpoint"): names,
+        ("record", "names"): names,
         ("verdicts", "paper"): claims.papers(),
         ("run", "chapter"): chapters,
         ("run", "profile"): notebooks.PROFILES,

@@ -3,36 +3,70 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
-import shutil
 import textwrap
+from typing import TYPE_CHECKING, Any
 
-from helpers.cli.grammar import Commands
+from helpers.cli import listing, places
+from helpers.cli.grammar import Commands, folder
+
+if TYPE_CHECKING:
+    from helpers.experiments import metrics
 
 
 def show(options: argparse.Namespace) -> None:
-    """Print what an experiment is, and its fields."""
-    from helpers import experiments
+    """Print what an experiment is, its fields, and its metrics."""
+    from helpers import settings
+    from helpers.experiments import metrics
     from helpers.lab import records, variants
 
-    experiment = experiments.find(options.name)
-    width = max(60, min(100, shutil.get_terminal_size().columns))
-    record = records.load(experiment.name, missing_ok=True)
-    about, *_ = (inspect.cleandoc(type(experiment).__doc__ or "")).partition("\n\nAttributes:")
+    experiment, home = places.experiment(options.name, options.out)
+    record = records.load(experiment.name, missing_ok=True, where=home / "records")
     print(f"{experiment.name} (paper: {experiment.paper})\n")
-    for paragraph in about.split("\n\n"):
-        print(textwrap.fill(variants.plain(paragraph), width) + "\n")
+    for paragraph in listing.about(experiment):
+        _say(paragraph)
     done = f"recorded: {records.progress(record)}" if record else "not recorded yet"
-    print(f"{done}; `metabook train {experiment.name}` trains it, with --set NAME=VALUE a variant of it.\n")
-    fields = variants.described(experiment)
-    longest = max(len(field.name) for field in fields)
-    for field in fields:
-        value = field.value if isinstance(field.value, str) else repr(field.value)
-        print(f"{field.name:<{longest}}  {textwrap.shorten(value, width - longest - 2, placeholder=' …')}")
-        print(
-            textwrap.indent(textwrap.fill(f"{field.meaning} ({field.kind})", width - longest - 6), " " * (longest + 4))
-        )
+    train = f"`metabook train {experiment.name}` trains it, with --set NAME=VALUE a variant of it."
+    _say(f"{done}; the command that began it goes on." if "_" in experiment.name else f"{done}; {train}")
+
+    _say("Fields. A list is set as 1,3,10, a switch as true or false, and what may be none as none.")
+    fields = [field for field in variants.described(experiment) if field.name != "own" or experiment.of_images]
+    kinds = {"own": "set by --data-folder"}
+    _entries(
+        [(one.name, settings.written(one.value), f"{one.meaning} ({kinds.get(one.name, one.kind)})") for one in fields]
+    )
+
+    if record is None:
+        _say("Metrics that its record may have:")
+        _entries([(pattern, "", meaning) for pattern, meaning in metrics.known(experiment).items()])
+        return
+    headline = next(iter(record["metrics"]))
+    _say(f"Metrics of its record. The first, {headline}, is the headline.")
+    _entries(
+        [(one.pattern, _values(record, one), one.meaning) for one in metrics.described(experiment, record["metrics"])]
+    )
+
+
+def _values(record: dict[str, Any], metric: metrics.Metric) -> str:
+    """The value, or for what stands for several names their differing parts."""
+    if not metric.values:
+        entry = record["metrics"][metric.pattern]
+        half = "" if entry["ci95"] is None else f" ± {entry['ci95']:.2g}"
+        return f"{entry['value']:.4g}{half} (n = {entry['n']:,})"
+    return "; ".join(f"{word}: {', '.join(parts)}" for word, parts in metric.values.items())
+
+
+def _say(text: str) -> None:
+    print(textwrap.fill(text, listing.width(), break_on_hyphens=False) + "\n")
+
+
+def _entries(rows: list[tuple[str, str, str]]) -> None:
+    """Names, each with its value and, below it, its meaning."""
+    width, longest = listing.width(), max(len(name) for name, _, _ in rows)
+    for name, value, meaning in rows:
+        print(f"{name:<{longest}}  {textwrap.shorten(value, width - longest - 2, placeholder=' …')}".rstrip())
+        print(textwrap.indent(textwrap.fill(meaning, width - longest - 6, break_on_hyphens=False), " " * (longest + 4)))
+    print()
 
 
 def verdicts(options: argparse.Namespace) -> None:
@@ -71,10 +105,13 @@ def register(commands: Commands) -> None:
     command = commands.add(
         "show",
         show,
-        "explain an experiment: what it is, its fields, their values and meanings",
-        "metabook show maml-sinusoid-5",
+        "explain an experiment or a variant of yours: what it is, its fields and its metrics",
+        """metabook show maml-sinusoid-5
+        metabook show maml-sinusoid-5_seed-3              a variant that you have trained
+        metabook show maml-sinusoid-5_seed-3 --out mine   one that was trained with --out mine""",
     )
-    command.add_argument("name", help="name of an experiment; `metabook train --list` prints them")
+    command.add_argument("name", help="name of an experiment, as `metabook train --list` prints it, or of a variant")
+    command.add_argument("--out", type=folder, metavar="FOLDER", help=places.HELP)
 
     command = commands.add(
         "verdicts",

@@ -21,6 +21,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False} | settings)
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("expected one argument", "needs a value after it, or after = one that begins with -")
         print(f"metabook: {message}; `{self.prog} --help` shows the usage", file=sys.stderr)
         raise SystemExit(2)
 
@@ -53,12 +54,19 @@ class Commands:
             name,
             help=summary.replace("%", "%%"),
             description=f"{summary[0].upper()}{summary[1:]}.{more and ' '}{more}",
-            epilog="examples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines()),
+            epilog=_aligned(examples),
             formatter_class=_Help,
         )
         command.set_defaults(do=action, parser=command)
         self.parsers[name] = command
         return command
+
+
+def _aligned(examples: str) -> str:
+    """Examples line by line; what is said of each, two spaces after it or more, begins in one column."""
+    lines = [re.split(r"\s{2,}", line.strip()) for line in examples.strip().splitlines()]
+    longest = max(len(command) for command, *_ in lines)
+    return "\n".join(["examples:", *(f"  {command:<{longest}}  {' '.join(said)}".rstrip() for command, *said in lines)])
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -74,7 +82,7 @@ def setting(text: str) -> tuple[str, str]:
     """Parse ``name=value``; what the value stands for depends on the field or parameter (:mod:`helpers.settings`)."""
     name, equals, value = text.partition("=")
     if not (equals and all(part.isidentifier() for part in name.split("."))):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a setting: write name=value")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a setting: write name=value, without spaces")
     return name, value
 
 

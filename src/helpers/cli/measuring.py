@@ -15,6 +15,7 @@ def record(options: argparse.Namespace) -> int:
 
     from helpers import experiments, runtime
     from helpers.lab import records, reports
+    from helpers.progress import waiting
 
     if bool(options.names) == options.all:
         raise UserError("name the experiments whose checkpoints are to be measured, or say --all")
@@ -26,7 +27,8 @@ def record(options: argparse.Namespace) -> int:
     failed = []
     for experiment in [experiments.find(name) for name in names]:
         try:
-            reports.again(experiment, device)
+            with waiting(f"measuring {experiment.name}"):
+                reports.again(experiment, device)
         except UserError as error:
             print(f"metabook: {error}", file=sys.stderr)
             failed.append(experiment.name)

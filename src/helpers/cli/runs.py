@@ -13,13 +13,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from helpers.cli import listing, places
 from helpers.cli.grammar import Commands, Once, add_settings, folder, minutes, positive, seconds, threads
 from helpers.errors import UserError, nearest
 
 # What only one command needs is imported there: `metabook train` then works with torch, numpy and four small packages.
 QUEUES = ("paper",)  # the catalogue of experiments, the most important first
-OWN = Path("_build") / "own"  # where own variants go, within the checkout
 WORTH_COMPILING = 1_000  # iterations; a shorter run is over before the compiler is
+FOOTER = """
+n: how many values the mean is over: test tasks, seeds where several were trained, or parts of the test data.
+± 95 %: half the width of the mean's 95 % interval; – where there is none, as of a number that was chosen.
+`metabook show {name}` says what each metric means."""
 # What experiments raise where a value is of the right kind but makes no sense, such as an unknown estimator.
 NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -28,31 +32,37 @@ NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, Runtim
 def train(options: argparse.Namespace) -> int | None:
     """Train, or go on training, recorded experiments and variants of them."""
     from helpers import experiments, runtime
-    from helpers.lab import checkpoints
 
     changes = dict(options.settings)
     _refuse_mixtures(options, own=bool(changes) or options.out is not None or options.data_folder is not None)
     if options.name is None and options.queue is None:
-        for name in experiments.catalogue():
-            print(name)
+        listing.show(options.json)
         return None
     if options.queue is not None:
         return _queue(list(experiments.catalogue().values()), options.budget, options.tensorboard, _prepared(options))
+    base, *rest = options.name.partition("_")
+    if options.name not in experiments.catalogue() and "".join(rest) and base in experiments.catalogue():
+        raise UserError(
+            f"{options.name} names a variant: train {base} with what it is named after, as in "
+            f"`metabook train {base} --set NAME=VALUE`, which begins it or goes on"
+        )
     experiment = experiments.find(options.name)
     if not changes and options.out is None and options.data_folder is None:
         _train_one(experiment, options.budget, options.tensorboard, _prepared(options))
         return None
-    out = options.out or runtime.root() / OWN
+    out = options.out or runtime.root() / places.OWN
     if out.resolve() == runtime.root() / "data":
         raise UserError(f"{out} is for the recorded experiments alone: name another folder with --out")
     own = _variant(_on_folder(experiment, options.data_folder, False), changes)
+    if own == experiment and options.out is None:
+        raise UserError(f"{own.name} has these values already: leave them out, or set others")
     _say_images(own, sys.stdout)
     settings = _prepared(options)
     with _values_make_sense(own.name):
         _train_one(own, options.budget, options.tensorboard, settings | {"data": out})
-    name = own.name if options.out is None else out / "checkpoints" / f"{own.name}{checkpoints.SUFFIX}"
-    images = "" if options.data_folder is None else f" --data-folder {shlex.quote(str(options.data_folder))}"
-    print(f"`metabook evaluate {name}{images}` measures it again")
+    given = (("--out", options.out), ("--data-folder", options.data_folder))
+    found = "".join(f" {option} {shlex.quote(str(place))}" for option, place in given if place is not None)
+    print(f"`metabook evaluate {own.name}{found}` measures it again")
     return None
 
 
@@ -78,11 +88,17 @@ def _refuse_mixtures(options: argparse.Namespace, own: bool) -> None:
     if queue is not None and options.fresh:
         raise UserError("--fresh starts over one experiment, not a whole queue: name the experiment instead of --queue")
     if options.list and (options.name is not None or queue is not None):
-        raise UserError("--list prints the names of all experiments: it goes alone")
+        raise UserError("--list prints all experiments: it goes alone, or with --json")
+    if options.json and (options.name is not None or queue is not None):
+        raise UserError("--json goes with --list: what a run measured is JSON in its record")
     if own and options.name is None:
         raise UserError("--set, --seed, --out and --data-folder are for one experiment: name it")
-    if options.tensorboard is not None and options.name is None and queue is None:
-        raise UserError("--tensorboard watches what is trained: name an experiment or a queue")
+    if options.name is None and queue is None:
+        given = [f"--{key}" for key in ("tensorboard", "budget", "threads") if getattr(options, key) is not None]
+        given += ["--fresh"] * options.fresh + ["--[no-]compile"] * (options.compile is not None)
+        given += ["--device"] * (options.device != "auto")
+        if given:
+            raise UserError(f"{given[0]} is for what is trained: name an experiment or a queue")
 
 
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
@@ -171,7 +187,7 @@ def _values_make_sense(name: str) -> Iterator[None]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
             f"{name} does not run with these values ({reason}); "
-            f"`metabook show {name.partition('_')[0]}` says what each field means"
+            f"`metabook show {_base(name)}` says what each field means"
         ) from error
 
 
@@ -182,8 +198,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
     from helpers import experiments, runtime
     from helpers.lab import checkpoints, evaluation, records, tables, variants
+    from helpers.progress import waiting
 
-    path = _checkpoint(options.checkpoint)
+    path = places.checkpoint(options.checkpoint, options.out)
     _, header = checkpoints.read_checkpoint(path)
     trained = variants.restored(header["config"], experiments.catalogue())
     if path != Path(options.checkpoint) and trained.name != options.checkpoint:
@@ -203,8 +220,11 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     runtime.keep_memory()
-    with _values_make_sense(judged.name):
-        measured = evaluation.of_checkpoint(judged, path, device, options.spot)
+    try:
+        with _values_make_sense(judged.name), waiting(f"measuring {judged.name}"):
+            measured = evaluation.of_checkpoint(judged, path, device, options.spot)
+    except KeyboardInterrupt as error:
+        raise type(error)("stopped; an evaluation writes nothing, so run the same command to measure anew") from None
     metrics = {
         name: {key: None if isinstance(part, float) and not math.isfinite(part) else part for key, part in one.items()}
         for name, one in checkpoints.entries(measured).items()
@@ -229,31 +249,16 @@ def evaluate(options: argparse.Namespace) -> None:
         for name, one in metrics.items()
     ]
     print(tables.Table(("metric", "measured", "± 95 %", "n", "recorded"), rows, "lrrrr"))
+    print(FOOTER.format(name=_base(trained.name)))
+
+
+def _base(name: str) -> str:
+    """The experiment that a variant's name begins with."""
+    return name.partition("_")[0]
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
-
-
-def _checkpoint(name: str) -> Path:
-    """The file that is meant: a path, or the name of a committed or own run."""
-    from helpers import experiments, runtime
-    from helpers.lab.checkpoints import SUFFIX
-
-    if name.endswith(SUFFIX):
-        return Path(name)
-    places = [runtime.root() / place / "checkpoints" for place in ("data", OWN)]
-    for place in places:
-        if (place / f"{name}{SUFFIX}").exists():
-            return place / f"{name}{SUFFIX}"
-    if name in experiments.catalogue():
-        raise UserError(f"{name} has no checkpoint: `metabook train {name}` makes it")
-    known = [path.name.removesuffix(SUFFIX) for place in places for path in place.glob(f"*{SUFFIX}")]
-    known += experiments.catalogue()
-    raise UserError(
-        f"there is no checkpoint {name!r}{nearest(name, known)}; name a file, an experiment that `metabook train "
-        f"--list` prints, or a variant in {OWN}; for one elsewhere give its file"
-    )
 
 
 # ---------------------------------------- campaign
@@ -262,7 +267,8 @@ def campaign(options: argparse.Namespace) -> None:
     from helpers import campaign as library
 
     if options.merge is not None:
-        if options.name or options.out is not None:
+        others = (options.out, options.minutes, options.jobs)
+        if options.name or options.device != "auto" or any(other is not None for other in others):
             raise UserError("--merge takes a folder and nothing else")
         library.merge(options.merge)
         return
@@ -284,7 +290,8 @@ def register(commands: Commands) -> None:
         "measure a checkpoint anew on this machine, and print its metrics with 95 % intervals",
         """metabook evaluate maml-sinusoid-5    beside what its record says
         metabook evaluate maml-sinusoid-5 --set test_tasks=2000
-        metabook evaluate maml-sinusoid-5_seed-3 --json   a variant of yours, by its name or its file
+        metabook evaluate maml-sinusoid-5_seed-3 --json   a variant of yours, for programs
+        metabook evaluate maml-sinusoid-5_seed-3 --out mine   one that was trained with --out mine
         metabook evaluate maml-omniglot-5w1s --data-folder drawings   on images of your own""",
         "Nothing is written.",
     )
@@ -293,6 +300,7 @@ def register(commands: Commands) -> None:
     )
     add_settings(command, "another value for a field of the experiment, such as test_tasks=2000")
     command.add_argument("--data-folder", **images)
+    command.add_argument("--out", type=folder, metavar="FOLDER", help=places.HELP)
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument(
         "--spot", action="store_true", help="measure only the quick metrics, those named spot_…, where there are some"
@@ -304,11 +312,11 @@ def register(commands: Commands) -> None:
         "train",
         train,
         "train a recorded experiment or a variant of it, going on from its checkpoint where there is one",
-        """metabook train --list                the names
-        metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; the same command goes on
+        """metabook train --list                what there is, and how far it got
+        metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; run it again to go on
         metabook train maml-sinusoid-5 --set inner_steps=5 --seed 3    a variant of your own
         metabook train maml-omniglot-5w1s --data-folder drawings    on your own images
-        metabook train --queue paper --budget 1h     whatever is not complete, most important first""",
+        metabook train --queue paper --budget 1h     whatever is not complete""",
         "Ctrl-C ends the iteration and writes checkpoint and record; a second one stops at once. A variant (--set, "
         "--seed, --out, --data-folder) is named after what was changed and never touches data/; without them the "
         "run is written to data/. A folder of images has a folder for each class, or the folders train, validation and "
@@ -316,7 +324,10 @@ def register(commands: Commands) -> None:
         "own.channels and own.split_seed can be --set).",
     )
     command.add_argument("name", nargs="?", help="name of the experiment")
-    command.add_argument("--list", action="store_true", help="list the experiments")
+    command.add_argument(
+        "--list", action="store_true", help="list the experiments, with how far they got and what they are"
+    )
+    command.add_argument("--json", action="store_true", help="with --list: print JSON, in the order of the queue")
     command.add_argument(
         "--queue", metavar="QUEUE", help="paper: every experiment that is not complete, most important first"
     )
@@ -326,7 +337,7 @@ def register(commands: Commands) -> None:
         "--seed", dest="settings", action=Once, default=[], type=lambda text: ("seed", text), metavar="N",
         help="the same as --set seed=N",
     )  # fmt: skip
-    command.add_argument("--out", type=folder, metavar="FOLDER", help=f"where a variant goes; {OWN} by default")
+    command.add_argument("--out", type=folder, metavar="FOLDER", help=f"where a variant goes; {places.OWN} by default")
     command.add_argument(
         "--tensorboard", type=folder, metavar="FOLDER", help="write losses and metrics for TensorBoard there as well"
     )
@@ -338,7 +349,7 @@ def register(commands: Commands) -> None:
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="compile the training step first: minutes of waiting, then faster; the default for long runs where it can "
-        "work; go on with what the run began with",
+        "work; a run goes on bit for bit only with the choice that it began with",
     )
 
     command = commands.add(

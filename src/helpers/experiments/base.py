@@ -64,29 +64,32 @@ class Experiment(ABC):
     """A named, recorded experiment: what it must have, and the defaults of what it may have.
 
     Attributes:
-        name: of record and checkpoint.
+        name: what its record and checkpoint are called.
         paper: whose claims it answers, the name of a claims file.
         iterations: outer steps of the whole run.
-        outer_rate: of the outer optimiser.
+        outer_rate: step size of the outer optimiser.
         evaluate_every: iterations between two points on the way.
         seed: of first parameters and training tasks; test tasks do not depend on it.
         seeds: runs side by side, for an interval.
         outer: the outer optimiser, ``"adam"`` or ``"sgd"``.
-        outer_rate_final: to which the outer rate goes linearly; None leaves it where it is.
-        outer_rate_hold: iterations before it begins to.
+        outer_rate_final: to which the outer rate goes linearly; none leaves it where it is.
+        outer_rate_hold: iterations before the outer rate begins to go to its final value.
         outer_rate_restarts: iterations at which an annealing ends and the next begins, see
             :func:`~helpers.lab.schedules.outer_rate_at`.
         watched: a metric of the points on the way. A run that loses its footing by the rule of
             :func:`~helpers.lab.schedules.steady` goes back to its last quiet point, or to where it was last resumed,
             and on at half the outer rate. None watches nothing.
         made_of: what the tasks are drawn from, where they are drawn and not stored.
-        ways, shots, queries: classes of a task, and examples of each in the support and in the query set; without
-            classes, examples.
-        inner_rate, inner_steps: of the inner loop in training.
+        ways: classes of a task.
+        shots: examples in a task's support set, of each class where it has classes.
+        queries: examples in a task's query set, of each class where it has classes.
+        inner_rate: step size of the inner loop in training.
+        inner_steps: steps of the inner loop in training.
         meta_batch: tasks of an iteration.
-        hidden, filters: widths of the network's layers.
+        hidden: widths of the network's hidden layers.
+        filters: channels of each of the network's convolutions.
         test_tasks: tasks that a metric is measured on.
-        test_steps: numbers of inner steps after which it is measured.
+        test_steps: numbers of inner steps after which a metric is measured.
         spot_tasks: of the test tasks, the first so many are for the points on the way and for checking a record.
         tolerances: for each pattern of a metric's name (as of ``fnmatch``) how far it may be from the record when the
             checkpoint is evaluated again; the first that fits counts.

@@ -50,9 +50,9 @@ class Omniglot(OnOmniglot):
         queries: query examples a class of a test task, and of each query set in training.
         query_sets: query sets of a training task. The released code has one, as small as the support set, in each of 32
             tasks; five in each of eight are more queries and, on a CPU, a third of the time.
-        outer_rate_final, outer_rate_hold, outer_rate_restarts: with so few tasks the outer gradients are noisy, so
-            Adam's rate goes to 0 after the first ``outer_rate_hold`` iterations, and again after each restart. (The
-            released code keeps it.)
+        outer_rate_final: 0, since with so few tasks the outer gradients are noisy. (The released code keeps its rate.)
+        outer_rate_hold: iterations after which Adam's rate begins to fall.
+        outer_rate_restarts: iterations at which the rate is back at ``outer_rate`` and goes down again.
         headline_steps: inner steps of ``transductive_accuracy``, those of training.
         spot_tasks: test tasks of the points on the way.
         diagnosed_tasks: test tasks on which the linear solver's residual is measured.
@@ -78,7 +78,7 @@ class Omniglot(OnOmniglot):
     meta_batch: int = 8
     iterations: int = 64_000
     outer_rate: float = 1e-3
-    outer_rate_final: float = 0.0
+    outer_rate_final: float | None = 0.0
     outer_rate_hold: int = 5_000
     outer_rate_restarts: tuple[int, ...] = (12_000, 17_000, 30_000, 46_000)
     seed: int = 0

@@ -48,7 +48,9 @@ class Comparison(FewShotExperiment):
             (:func:`~helpers.estimators.implicit.released`).
         cost: image gradients of one task.
         budget: image gradients of one seed.
-        strength, damping, cg_steps: of the implicit gradient, see :class:`~helpers.experiments.imaml.Omniglot`.
+        strength: λ of the implicit gradient, see :class:`~helpers.experiments.imaml.Omniglot`.
+        damping: added to λ in the linear system of the implicit gradient alone.
+        cg_steps: conjugate-gradient steps of the implicit gradient.
         reptile_batch: images of Reptile's minibatches.
         looks: points of the curve, the end included.
     """
@@ -62,7 +64,7 @@ class Comparison(FewShotExperiment):
     cost: int
     budget: int = 400_000
     outer: str = "adam"
-    outer_rate_final: float = 1e-3
+    outer_rate_final: float | None = 1e-3
     ways: int = 5
     shots: int = 1
     queries: int = 5

@@ -98,7 +98,7 @@ class Tagging(OnJets):
     outer: str = "adam"
     outer_rate: float = 2e-3
     outer_rate_hold: int = 500
-    outer_rate_final: float = 2e-4
+    outer_rate_final: float | None = 2e-4
     strength: float = 1.0
     reptile_batch: int = 20
     seed: int = 0

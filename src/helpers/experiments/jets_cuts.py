@@ -26,7 +26,8 @@ class Cuts(OnJets):
     Nothing is learned from the domain of the test. The likelihoods are histograms of all training jets.
 
     Attributes:
-        low, high: edges of the mass window, GeV.
+        low: lower edge of the mass window, GeV.
+        high: upper edge of the mass window, GeV.
         bins: of mass, and of τ₂₁.
         parts: into which the test jets of a domain are dealt, for an interval.
     """

@@ -90,15 +90,22 @@ class Translation(Experiment):
     Attributes:
         method: one of ``METHODS``.
         sources: training languages.
-        validation, seen, held: languages of validation, and of the test, whose families training has seen, or not.
-        hidden, embedding: sizes of the network.
-        batch, inner_rate, count: see :func:`method`.
+        validation: languages of validation.
+        seen: test languages whose families training has seen.
+        held: test languages of other families.
+        hidden: width of the network's layers.
+        embedding: numbers that stand for a letter.
+        batch: names of a language in a meta-batch, see :func:`method`.
+        inner_rate: step size of the inner loop in training.
+        count: minibatches of the inner loop, see :func:`method`.
         budget: gradients of names of one seed.
-        outer_rate, outer_rate_final: of Adam, from first to last, linearly.
+        outer_rate: Adam's first rate.
+        outer_rate_final: Adam's last rate; it goes there linearly, and none keeps the first one.
         split_seed: of the split of the concepts.
         sizes: names to adapt on; 0 is no adaptation.
         queries: names of each kind that a test language is judged on.
-        rates, steps: the grid of fine-tuning.
+        rates: of the grid of fine-tuning.
+        steps: numbers of steps of the grid of fine-tuning.
         fixed: names, rate and steps of the check that needs no search.
     """
 
@@ -116,7 +123,7 @@ class Translation(Experiment):
     count: int = 18
     budget: int = 150_000
     outer_rate: float = 3e-3
-    outer_rate_final: float = 1e-4
+    outer_rate_final: float | None = 1e-4
     seed: int = 0
     seeds: int = 3
     split_seed: int = 0

@@ -45,7 +45,9 @@ class SineStudy(Ml3Experiment):
     Attributes:
         hidden: widths of the optimizee.
         points: of a task; support and query are the same, as in the public code.
-        amplitudes, phases, inputs: of the training tasks. The paper trains on one, sin(x − π) on [−2, 2].
+        amplitudes: range of the training tasks' amplitudes. The paper trains on one task, sin(x − π) on [−2, 2].
+        phases: range of their phases.
+        inputs: range of their inputs.
         starts: first parameters that there are. The public code re-seeds its global generator at every evaluation and
             so trains on the same ten again and again; None draws new ones at every iteration.
         test_tasks: the same for all seeds.

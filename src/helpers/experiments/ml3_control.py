@@ -55,7 +55,8 @@ class Car(Ml3Experiment):
             draws a new one for every task.
         test_policies: new ones.
         arrived: how near to the goal's position counts as having reached it.
-        hidden, loss_width: of the policy's inner layer and of the learned loss.
+        hidden: width of the policy's inner layer.
+        loss_width: of the learned loss.
         tuning_rates: for the task's own loss.
     """
 
@@ -157,7 +158,9 @@ class Reaching(Ml3Experiment):
         policies: first policies that there are for each seed. The public code has one; None draws new ones.
         sees_goal: the learned loss sees the goal itself. In the public code it sees the distance at the end, a number
             that does not tell where to go.
-        members, member_hidden, member_epochs: of the ensemble; no members is the exact dynamics.
+        members: networks of the ensemble; none is the exact dynamics.
+        member_hidden: width of such a network's layers.
+        member_epochs: of fitting it.
         rollouts: random ones for each seed's ensemble.
         horizon: of a rollout; None is the environment's own, 50 steps of the mass and 65 of the arm.
         test_goals: new goals, with a new policy each.

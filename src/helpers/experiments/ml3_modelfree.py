@@ -89,7 +89,7 @@ class ModelFree(Experiment):
     goals: int = 8
     iterations: int = 1200
     outer_rate: float = 5e-3
-    outer_rate_final: float = 5e-4
+    outer_rate_final: float | None = 5e-4
     outer_rate_hold: int = 600
     seed: int = 0
     seeds: int = 5

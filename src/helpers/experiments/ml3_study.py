@@ -33,7 +33,8 @@ class Ml3Experiment(Experiment):
     """What the experiments with a learned loss share.
 
     Attributes:
-        inner_rate, inner_steps: of the inner loop that the meta-gradient passes through.
+        inner_rate: step size of the inner loop that the meta-gradient passes through.
+        inner_steps: steps of the inner loop that the meta-gradient passes through.
         way: points on the way of an inner optimisation from which that inner loop begins (:func:`along`); 1 is the
             start alone.
         meta_batch: tasks of an iteration.

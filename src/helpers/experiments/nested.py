@@ -48,20 +48,25 @@ class NestedExperiment(Experiment):
 
     Attributes:
         kind: one of :data:`KINDS`.
-        shots, queries: examples of a task.
-        hidden, inner_rate, inner_steps: network and inner loop, the same for all starts.
+        inner_rate: step size of the inner loop, the same for all starts.
+        inner_steps: steps of the inner loop, the same for all starts.
         families: families in one iteration of training.
-        steps, step_tasks, query_tasks: of the third level: steps of meta-training on a family, tasks that each of them
-            sees, and tasks of the family that judge the result. The other kinds see the same tasks in one heap.
+        steps: of meta-training on a family, at the third level. The other kinds see the same tasks in one heap.
+        step_tasks: tasks that each of these steps sees.
+        query_tasks: tasks of the family that judge the result.
         meta_rate: β of these steps.
         first_order: at the third level alone: take the meta-gradients on the way for constants.
         meta_batch: tasks of one iteration of meta-training on a new family.
         measured: after how many of these iterations the meta-test loss is measured.
-        sgd_rates, adam_rates: the grid of outer optimisers and rates for a new family. For each start and each number
-            of iterations, what was best on validation families is used on the test families.
+        sgd_rates: of the grid of outer steps for a new family, plain ones. For each start and each number of
+            iterations, what was best on validation families is used on the test families.
+        adam_rates: of the grid of outer steps for a new family, Adam's.
         levels: losses to be reached.
-        test_families, validation_families, shifted_families: of each seed.
-        test_tasks, test_queries: tasks a family for measuring, and query points of each.
+        test_families: of each seed.
+        validation_families: of each seed, for choosing from the grid.
+        shifted_families: of each seed, beyond the range of training.
+        test_tasks: tasks a family for measuring.
+        test_queries: query points of each of these.
     """
 
     made_of = "families of sinusoids"
@@ -81,7 +86,7 @@ class NestedExperiment(Experiment):
     first_order: bool = False
     iterations: int = 2_000
     outer_rate: float = 2e-3
-    outer_rate_final: float = 0.0
+    outer_rate_final: float | None = 0.0
     seed: int = 0
     seeds: int = 5
     meta_batch: int = 5

@@ -50,7 +50,9 @@ class Children:
     Attributes:
         data_set: ``"digits"`` or ``"cifar10"``.
         size: height and width of the images.
-        train, valid, test: numbers of images.
+        train: training images.
+        valid: validation images, whose accuracy is the reward.
+        test: test images.
         batch: images of a minibatch.
         epochs: of a child's training, the one of the sweep included.
         hopeless: a child whose best score after one epoch is not above this is trained no further; chance is 0.1.
@@ -98,11 +100,13 @@ class Search(Experiment):
         proposals: rules a search proposes in a round.
         rounds: how many.
         ppo_steps: steps of the controller on the same proposals.
-        clip, bonus: PPO's clipping of the ratio, and weight of the entropy.
+        clip: PPO's clipping of the ratio.
+        bonus: weight of the entropy.
         baseline: decay of the moving average of rewards.
         size: of the controllers.
         depth: of the expressions.
-        population, tournament: of the evolution.
+        population: rules that the evolution keeps.
+        tournament: of these, how many are compared for the next parent.
         late: share of the rounds, at the end, whose rewards are reported as late.
         recheck: the best rules so many are trained once more when the record is made.
     """

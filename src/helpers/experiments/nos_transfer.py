@@ -57,8 +57,12 @@ class Transfer(Experiment):
         target: ``"child"``, ``"wide-resnet"`` or ``"translation"``.
         rules: label, text and decay of each.
         search: the search whose best rules are added.
-        size, train, valid, test: of the images, and how many; for translation the split is that of the numbers.
-        epochs, sweep_epochs: of the training, and of each rate's trial.
+        size: height and width of the images.
+        train: training images; for translation the split is that of the numbers.
+        valid: validation images.
+        test: test images.
+        epochs: of the training.
+        sweep_epochs: of each rate's trial.
         seeds: starts that are judged; 1 to ``seeds``, while the sweep has start 0.
         chunk: networks in one batched program.
         batch: examples in a minibatch.

@@ -68,13 +68,15 @@ class ParadigmExperiment(OnImages):
         family: ``"sinusoid"`` or ``"glyphs"`` (5-way).
         method: a key of ``METHODS``.
         shots: K in training.
-        inner_rate, inner_steps: of training.
+        inner_rate: step size of the inner loop in training.
+        inner_steps: steps of the inner loop in training.
         meta_batch: tasks of an iteration.
         minibatch: examples of an iteration, for the two kinds of transfer.
         sources: functions or scripts that transfer learns from; a script has many classes.
         test_shots: K at test.
-        rates, steps: the grid of adaptation. A learned rule has no rate.
-        validation_tasks, test_tasks: numbers of tasks.
+        rates: of the grid of adaptation. A learned rule has none.
+        steps: numbers of steps of the grid of adaptation.
+        validation_tasks: tasks by which rate and steps are chosen.
         ways: classes of a task; none where a number is predicted.
     """
 
@@ -105,7 +107,7 @@ class ParadigmExperiment(OnImages):
     validation_tasks: int = 50
     test_tasks: int = 300
     spot_tasks: int = 100
-    outer_rate_final: float = 0.0
+    outer_rate_final: float | None = 0.0
     seed: int = 0
     seeds: int = 3
     evaluate_every: int = 1_000_000

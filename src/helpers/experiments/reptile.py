@@ -46,12 +46,15 @@ class Omniglot(OnOmniglot):
 
     Attributes:
         train_shots: examples a class that the inner loop draws its minibatches from.
-        inner_batch, inner_steps: minibatches of meta-training.
+        inner_batch: examples in a minibatch of meta-training.
+        inner_steps: minibatches of a task in meta-training.
         inner_rate: Adam's.
         carry: hand the memory of the inner Adam on from task to task, as the official code does.
-        outer_rate, outer_rate_final: size ε of the outer step, annealed linearly.
+        outer_rate: size ε of the first outer step.
+        outer_rate_final: size of the last outer step; it goes there linearly, and none keeps the first one.
         test_shots: shots that are evaluated; ``inductive_accuracy`` is that of the first.
-        test_batch, test_steps: minibatches of the evaluation.
+        test_batch: examples in a minibatch of the evaluation.
+        test_steps: minibatches of a test task.
         test_tasks: test episodes, with one query a class; the official code draws 10,000.
         spot_tasks: of these, the first so many are evaluated on the way and once more by the records check.
     """
@@ -69,7 +72,7 @@ class Omniglot(OnOmniglot):
     iterations: int = 100_000
     outer: str = "sgd"
     outer_rate: float = 1.0
-    outer_rate_final: float = 0.0
+    outer_rate_final: float | None = 0.0
     seed: int = 0
     queries: int = 1
     test_shots: tuple[int, ...] = (1, 5)
@@ -166,7 +169,7 @@ class Combinations(OnOmniglot):
     iterations: int = 40_000
     outer: str = "sgd"
     outer_rate: float = 0.25
-    outer_rate_final: float = 0.0
+    outer_rate_final: float | None = 0.0
     seed: int = 0
     queries: int = 1
     test_steps: int = 5
@@ -278,7 +281,7 @@ class SineDemo(Experiment):
     iterations: int = 30_000
     outer: str = "sgd"
     outer_rate: float = 0.1
-    outer_rate_final: float = 0.0
+    outer_rate_final: float | None = 0.0
     seed: int = 0
     seeds: int = 5
     shots: int = 10

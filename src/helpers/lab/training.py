@@ -11,11 +11,8 @@ parameters as stored. Single precision stays where half of it would move a metri
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,51 +22,19 @@ import torch
 from torch import Tensor
 
 from helpers import runtime
-from helpers.errors import UserError, stop_at_once
-from helpers.lab import records, reports
+from helpers.errors import UserError
+from helpers.lab import records, reports, stopping
 from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, moved
 from helpers.lab.protocols import Experiment, Run
 from helpers.lab.schedules import RETURNS, annealed, halved, outer_rate_at, steady
 from helpers.lab.statistics import Interval
 from helpers.lab.tensorboard import Watch
-from helpers.progress import progress_bar
+from helpers.progress import progress_bar, waiting
 from helpers.types import Params
 from helpers.validate import positive, whole
 
 PATIENCE = 2.0  # seconds for which an iteration may go on once it should be over; then it is cut off and not kept
 RECORDING = 15.0  # the same beyond the budget for the first iteration of a call, which also records its programs
-
-
-class _CutOff(Exception):
-    """An iteration looked at the clock, and it was too late."""
-
-
-@contextmanager
-def _stop_requests():
-    """Yield a list of the times at which Ctrl-C or a termination request came.
-
-    The first one interrupts nothing; with a second one the user does not want to wait.
-    """
-    received: list[float] = []
-    previous = {}
-
-    def handle(number: int, _: Any) -> None:
-        received.append(time.monotonic())
-        if len(received) > 1:
-            stop_at_once(number)
-        # Not by print, which may be what was interrupted.
-        os.write(2, b"\nmetabook: stopping soon; once more stops at once, at the last checkpoint\n")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            previous[number] = signal.signal(number, handle)
-        except ValueError:  # not in the main thread
-            pass
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def train(
@@ -109,7 +74,8 @@ def train(
         UserError: if the loss stops being finite (naming the iteration and the last good checkpoint), a file cannot be
             written, the checkpoint is damaged or of another configuration, another process trains the same, or the
             budget is over within the first iteration.
-        KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written; after a second one at once.
+        KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written; after a second one, or while the run is
+            evaluated, at once. The checkpoint then stands, and the next call measures what was not measured.
     """
     data = data or runtime.root() / "data"
     path = data / "checkpoints" / f"{experiment.name}{SUFFIX}"
@@ -174,7 +140,7 @@ def _train(
             )
 
     def save() -> None:
-        nonlocal kept
+        nonlocal kept, saved
         check()
         elapsed = time.monotonic() - started
         state.seconds = already + elapsed
@@ -192,24 +158,53 @@ def _train(
             if moved_to := list(filter(None, map(runtime.set_aside, files))):
                 say(f"{experiment.name}: the earlier run is kept as {', '.join(map(str, moved_to))}")
         state.save(path, config, over=state.iteration == experiment.iterations)
-        kept = True
+        kept, saved = True, time.monotonic()
+
+    def due() -> bool:
+        """Whether this is a point on the way that was not measured yet; that of a stopped run may be left over."""
+        on_the_way = 0 < state.iteration < experiment.iterations and not state.iteration % experiment.evaluate_every
+        return on_the_way and state.iteration not in [point["iteration"] for point in state.curve]
+
+    def measure() -> None:
+        """Measure a point on the way, and go back where it says so."""
+        nonlocal begin
+        if time.monotonic() - saved > PATIENCE:
+            save()  # a measurement may take minutes, and is no reason to lose what was trained
+        try:
+            with stop.measuring():
+                point = entries(run.spot_check(state.values()))
+        except stopping.CutOff:
+            say(f"{experiment.name}: stopped while it measured iteration {state.iteration:,}; the next call does that")
+            return
+        state.curve.append({"iteration": state.iteration, "metrics": point})
+        watch(state.iteration, {name: entry["value"] for name, entry in point.items()})
+        quiet = steady([point["metrics"][watched]["value"] for point in state.curve]) if watched else None
+        if quiet:
+            state.remember()
+        elif quiet is False and len(state.returns) < RETURNS:
+            state.go_back()
+            begin = min(begin, state.iteration)
+            bar.reset()
+            bar.update(state.iteration)
 
     bar = progress_bar(total=experiment.iterations, initial=begin, desc=experiment.name, disable=not progress)
     saved = started
-    with _stop_requests() as stop, bar:
+    with stopping.requests() as stop, bar:
 
         def check_clock() -> None:
             patience = RECORDING if state.iteration == begin else PATIENCE
             late = budget is not None and time.monotonic() - started > budget + patience
-            if late or (stop and time.monotonic() - stop[0] > PATIENCE):
-                raise _CutOff
+            if late or (stop.first is not None and time.monotonic() - stop.first > PATIENCE):
+                raise stopping.CutOff
 
-        while state.iteration < experiment.iterations:
+        if due():
+            measure()
+        while state.iteration < experiment.iterations and not stop:
             drawn = generator.get_state()
             run.check_clock = check_clock
             try:
                 gradient, loss = run.gradient(state.values(), generator, state.iteration)
-            except _CutOff:
+            except stopping.CutOff:
                 generator.set_state(drawn)
                 say(f"{experiment.name}: stopped within iteration {state.iteration:,}, of which nothing is kept")
                 break
@@ -225,34 +220,30 @@ def _train(
                 state.window = []
                 watch(state.iteration, {"loss": state.losses[-1]})
                 bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
-            if state.iteration % experiment.evaluate_every == 0 and state.iteration < experiment.iterations:
-                point = entries(run.spot_check(state.values()))
-                state.curve.append({"iteration": state.iteration, "metrics": point})
-                watch(state.iteration, {name: entry["value"] for name, entry in point.items()})
-                quiet = steady([point["metrics"][watched]["value"] for point in state.curve]) if watched else None
-                if quiet:
-                    state.remember()
-                elif quiet is False and len(state.returns) < RETURNS:
-                    state.go_back()
-                    begin = min(begin, state.iteration)
-                    bar.reset()
-                    bar.update(state.iteration)
+            if due():
+                measure()
             now = time.monotonic()
-            if stop or (budget is not None and now - started > budget):
+            if budget is not None and now - started > budget:
                 break
             if now - saved > save_every:
                 save()
-                saved = now
         if state.iteration:
             save()
     if not state.iteration:
         slow = f"an iteration of {experiment.name} takes longer than the {budget or 0:.0f} s that it was given"
         raise KeyboardInterrupt if stop else UserError(f"{slow}: give it more")
-    metrics, evaluated = reports.measured(run, state.values(), device, commit)
-    if begin == state.iteration:
-        metrics |= reports.kept_times(experiment.name, data)
-    if state.iteration == experiment.iterations and state.precision == "single":
-        metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
+    try:
+        with waiting(f"evaluating {experiment.name}", progress):
+            metrics, evaluated = reports.measured(run, state.values(), device, commit)
+        if begin == state.iteration:
+            metrics |= reports.kept_times(experiment.name, data)
+        if state.iteration == experiment.iterations and state.precision == "single":
+            metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
+    except KeyboardInterrupt as error:
+        raise type(error)(
+            f"stopped while {experiment.name} was evaluated; its checkpoint at iteration {state.iteration:,} is kept, "
+            "run the same command to go on from there"
+        ) from None
     watch(state.iteration, {name: measured.value for name, measured in metrics.items()})
     record = reports.write(experiment, run, state, metrics, evaluated, data)
     headline = ", ".join(f"{name} {records.metric(record, name)}" for name in list(record["metrics"])[:1])

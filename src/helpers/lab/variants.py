@@ -68,7 +68,7 @@ def variant(experiment: Experiment, changes: Mapping[str, str]) -> Experiment:
     changed: Any = experiment
     for path, text in changes.items():
         changed = _changed(changed, path, text, experiment.name)
-    differs = _differences(experiment, changed)
+    differs = differences(experiment, changed)
     name = "_".join([experiment.name, *(f"{path}-{_plain(value)}" for path, value in differs.items())])
     if len(name) > LONGEST:
         name = f"{name[:LONGEST]}-{zlib.crc32(name.encode()):08x}"
@@ -96,12 +96,13 @@ def _changed(part: Any, path: str, text: str, owner: str) -> Any:
     return replace(part, **{name: value})
 
 
-def _differences(before: Any, after: Any) -> dict[str, Any]:
+def differences(before: Any, after: Any) -> dict[str, Any]:
+    """The fields in which one experiment differs from another of its class, with the values that the other has."""
     found: dict[str, Any] = {}
     for field in fields(before):
         old, new = getattr(before, field.name), getattr(after, field.name)
         if is_dataclass(old):
-            found |= {f"{field.name}.{path}": value for path, value in _differences(old, new).items()}
+            found |= {f"{field.name}.{path}": value for path, value in differences(old, new).items()}
         elif old != new:
             found[field.name] = new
     return found
@@ -162,8 +163,8 @@ def _attributes(owner: type) -> dict[str, str]:
     )
     found = {}
     for entry in re.split(r"\n(?=[ ]{4}\S)", section[1].rstrip()) if section else ():
-        names, _, meaning = entry.partition(":")
-        found |= dict.fromkeys((name.strip() for name in names.split(",")), plain(meaning).rstrip("."))
+        name, _, meaning = entry.partition(":")
+        found[name.strip()] = plain(meaning).rstrip(".")
     return found
 
 
