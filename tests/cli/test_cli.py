@@ -27,7 +27,7 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["fly"], "there is no command 'fly'; they are show, verdicts, evaluate, train, campaign, record, book, run, refresh,"),
+        (["fly"], "there is no command 'fly'; they are show, verdicts, evaluate, train, campaign, record, book, run,"),
         (["trian", "first"], "there is no command 'trian' (did you mean train?)"),
         (["--verbose"], "unrecognized arguments: --verbose"),
         (["run", "oen"], "there is no chapter 'oen' (did you mean one?)"),

@@ -45,6 +45,15 @@ MEANINGS: dict[str, dict[str, str]] = {
         "NETWORK_mse_STEPS": "mean squared error after so many inner steps, of maml, of a network pretrained on all "
         "tasks, or of the oracle, which is told the task",
         "NETWORK_diverged_STEPS": "share of test tasks on which adaptation diverged; each counts with an error of 25",
+        "NETWORK_median_STEPS": "median of the mean squared error over test tasks, which tasks that diverge do not move",
+        **{
+            f"NETWORK_{kind}_STEPS_{where}": f"the {kind} of that network {words}"
+            for kind in ("mse", "diverged", "median")
+            for where, words in (
+                ("at_SHOTS", "where it adapts to so many points"),
+                ("unseen_half", "on the left half of the inputs, where it adapts to five points of the right half"),
+            )
+        },
         "pretrained_rate": "fine-tuning rate of the pretrained network, the best on validation tasks",
     },
     "SineDemo": {
