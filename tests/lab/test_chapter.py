@@ -6,7 +6,7 @@ import pytest
 from refusals import refused
 
 from helpers import experiments
-from helpers.lab import chapter, records, tables
+from helpers.lab import chapter, records, tables, verdicts
 from helpers.lab.claims import load_claims
 from helpers.site import notebooks
 
@@ -52,3 +52,13 @@ def test_training_is_that_of_the_paper_alone(monkeypatch):
 def test_a_value_and_its_interval_do_not_break():
     table = tables.Table(["error"], [["0.5 ± 0.1"]])
     assert "0.5\u00a0±\u00a00.1" in table._repr_markdown_() and "0.5 ± 0.1" in repr(table)
+
+
+def test_the_outcome_has_the_tested_claims_and_counts_the_others():
+    text = chapter.outcome(load_claims("maml"), records.load_all()).data
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    judged = verdicts.judge(load_claims("maml"), records.load_all()).values()
+    tested = [j for j in judged if j.verdict not in (verdicts.NOT_RUN, verdicts.NO_DATA)]
+    assert len(rows) == len(tested)
+    assert all(row.startswith(f"| {j.claim.quantity} |") for row, j in zip(rows, tested, strict=True))
+    assert text.rstrip().splitlines()[-1].startswith("Not tested: ")

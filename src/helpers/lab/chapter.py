@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from helpers import runtime
-from helpers.lab import figures, records, training
+from helpers.lab import figures, records, scoreboard, training, verdicts
 from helpers.lab.claims import Claim
 from helpers.lab.tables import Table, claim_rows, claims_table
 from helpers.site.notebooks import check_profile
@@ -40,7 +40,7 @@ def begin(profile: str, device: str = "cpu") -> torch.device:
 
 
 def claimed(claims: Sequence[Claim], digits: int = 2) -> Table:
-    """What a paper claims, before anything is measured: claim, printed number, place in the paper.
+    """What a paper claims, before anything is measured, folded: claim, printed number, place in the paper.
 
     Args:
         claims: as :func:`helpers.lab.claims.load_claims` gives them.
@@ -51,7 +51,20 @@ def claimed(claims: Sequence[Claim], digits: int = 2) -> Table:
     for claim, (quantity, printed, *_) in zip(claims, rows, strict=True):
         printed = "an ordering" if claim.value is None else printed
         cells.append([quantity, printed + " (from memory)" * claim.from_memory, claim.where])
-    return Table(["claim", "printed", "where"], cells)
+    many = f"{len(cells)} claims, as printed"
+    return Table(["claim", "printed", "where"], cells, fold=many)
+
+
+def outcome(claims: Sequence[Claim], recorded: Mapping[str, records.Record]) -> Markdown:
+    """Claims against records: of each that was tested what is printed, what was measured, and the verdict.
+
+    Args:
+        claims: all of a paper, since their tests are corrected together.
+        recorded: by experiment, what was measured on the page among them.
+    """
+    from IPython.display import Markdown
+
+    return Markdown(scoreboard.outcome(list(verdicts.judge(claims, recorded).values())))
 
 
 def recorded(paper: str) -> dict[str, records.Record]:
@@ -103,6 +116,6 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> Markdown:
 
     about: dict[str, list[str]] = {}
     for row in rows:
-        if row.get("note"):
+        if row.get("note") and row["verdict"] not in (verdicts.NO_DATA, verdicts.NOT_RUN):
             about.setdefault(row["note"], []).append(f"{row['quantity']} (*{row['verdict']}*)")
     return Markdown("\n".join(f"- {'; '.join(claims)}: {note}" for note, claims in about.items()))

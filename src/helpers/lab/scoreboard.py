@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -119,8 +118,19 @@ def fold(title: str, judged: Sequence[Judgement], recorded: Mapping[str, records
             f"{claim.quantity}{origin}; {claim.where}", printed(judgement), measured(judgement), said(judgement),
             scale(judgement, recorded), "–" if judgement.verdict == NO_DATA else command,
         ])  # fmt: skip
-    table = Table(["claim", "printed", "measured", "verdict", "scale", "made by"], rows)._repr_markdown_()
-    return f"<details>\n<summary>{html.escape(title)}: {counts}</summary>\n\n{table}\n\n</details>"
+    header = ["claim", "printed", "measured", "verdict", "scale", "made by"]
+    return Table(header, rows, fold=f"{title}: {counts}")._repr_markdown_()
+
+
+def outcome(judged: Sequence[Judgement]) -> str:
+    """The claims that were tested, with what was measured and the verdict, as Markdown; of the others their number."""
+    there = [judgement for judgement in judged if judgement.verdict not in (NO_DATA, NOT_RUN)]
+    rows = [[j.claim.quantity, printed(j), measured(j), said(j)] for j in there]
+    table = Table(["claim", "printed", "measured", "verdict"], rows)._repr_markdown_()
+    counted = Counter(judgement.verdict for judgement in judged)
+    absent = [f"{counted[NOT_RUN]} for want of a record"] * bool(counted[NOT_RUN])
+    absent += [f"{counted[NO_DATA]} for want of data"] * bool(counted[NO_DATA])
+    return table + (f"\n\nNot tested: {' and '.join(absent)}." if absent else "")
 
 
 def walk(judgement: Judgement, recorded: Mapping[str, records.Record]) -> list[str]:

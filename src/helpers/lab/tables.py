@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,12 +21,14 @@ class Table:
         header: Names of the columns.
         rows: Cells, row after row; shown with ``str``.
         align: One letter a column, ``l``, ``r`` or ``c``; left without it.
+        fold: A line under which a page folds the table; empty for an open one.
 
     Raises:
         UserError: A row has not as many cells as the header.
     """
 
-    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[Any]], align: str = "") -> None:
+    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[Any]], align: str = "", fold: str = "") -> None:
+        self.fold = fold
         self.header = [str(cell) for cell in header]
         self.rows = [[str(cell) for cell in row] for row in rows]
         self.align = (align + "l" * len(self.header))[: len(self.header)]
@@ -42,7 +45,8 @@ class Table:
             for old, new in swaps.items():
                 row = [cell.replace(old, new) for cell in row]
             lines.append(row)
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"<details>\n<summary>{html.escape(self.fold)}</summary>\n\n{text}\n\n</details>" if self.fold else text
 
     def __repr__(self) -> str:
         widths = [max(len(line[k]) for line in [self.header, *self.rows]) for k in range(len(self.header))]
