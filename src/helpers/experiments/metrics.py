@@ -45,7 +45,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "NETWORK_mse_STEPS": "mean squared error after so many inner steps, of maml, of a network pretrained on all "
         "tasks, or of the oracle, which is told the task",
         "NETWORK_diverged_STEPS": "share of test tasks on which adaptation diverged; each counts with an error of 25",
-        "NETWORK_median_STEPS": "median over test tasks of the mean squared error, which tasks that diverge do not move",
+        "NETWORK_median_STEPS": "median error over test tasks, which tasks that diverge do not move",
         **{
             f"NETWORK_{kind}_STEPS_{where}": f"the {kind} of that network {words}"
             for kind in ("mse", "diverged", "median")
