@@ -14,8 +14,8 @@ import torch
 from refusals import refused
 from tiny import Tiny, TinyRun
 
-from helpers import experiments
-from helpers.experiments import base, fields, maml, nos
+from helpers import experiments, fields
+from helpers.experiments import base, maml, nos
 from helpers.experiments.few_shot import FewShotExperiment
 from helpers.lab import protocols, records
 from helpers.lab.statistics import Interval

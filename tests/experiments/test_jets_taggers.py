@@ -13,11 +13,9 @@ from toy_jets import crowd
 
 from helpers import estimators, losses
 from helpers.experiments import jets as taggers
-from helpers.experiments import jets_protocol
 from helpers.experiments.jets import Tagging, TaggingTraining
 from helpers.experiments.jets_cuts import Cuts, CutsMeasured
 from helpers.experiments.jets_matrix import Matrix, MatrixTraining
-from helpers.experiments.jets_protocol import Supervision
 from helpers.lab import statistics
 from helpers.lab.ranking import Judge
 from helpers.lab.training import train
@@ -27,9 +25,12 @@ from helpers.learners.proximal import Proximal
 from helpers.models.deep_sets import DeepSets
 from helpers.models.layers import stacked
 from helpers.models.mlp import MLP
+from helpers.models.taggers import tagger
 from helpers.runtime import generator
 from helpers.tasks import jets
+from helpers.tasks.jets import protocol as jets_protocol
 from helpers.tasks.jets.detector import Observables, View
+from helpers.tasks.jets.protocol import Supervision
 from helpers.tasks.jets.tasks import JetTasks
 from helpers.types import Examples, Tasks
 
@@ -213,7 +214,7 @@ def test_every_split_has_jets_of_its_own(samples):
 
 def test_taggers_judge_jets_one_by_one():
     for kind, x in (("images", torch.rand(4, 1, 25, 25)), ("particles", torch.rand(4, 40, 3))):
-        model = jets_protocol.tagger(kind)
+        model = tagger(kind)
         params = model.init(generator(0))
         assert model(params, x).shape == (4, 2) and all(model.is_adapted(name) for name in params)
         torch.testing.assert_close(model(params, x), torch.cat([model(params, one[None]) for one in x]))
@@ -222,7 +223,7 @@ def test_taggers_judge_jets_one_by_one():
 
 
 def test_what_does_not_exist_is_refused():
-    assert "no tagger of 'graphs'" in refused(lambda: jets_protocol.tagger("graphs"))
+    assert "no tagger of 'graphs'" in refused(lambda: tagger("graphs"))
     assert "not 'anil'" in refused(lambda: Tagging("x", "anil").learner())
     assert "the inner of x must be one of labels, proportions, mixture, not 'guess'" in refused(
         lambda: Tagging("x", "maml", inner="guess").learner()
@@ -663,7 +664,7 @@ def test_all_experiments_differ():
     assert all(one not in settings[:i] for i, one in enumerate(settings))
     for one in known:
         if isinstance(one, Tagging):
-            assert one.learner().model == jets_protocol.tagger(one.tagger)
+            assert one.learner().model == tagger(one.tagger)
 
 
 def test_an_experiment_that_only_measures_can_be_asked_again(samples, monkeypatch, tmp_path):

@@ -18,7 +18,6 @@ from helpers.experiments import (
     jets,
     jets_cuts,
     jets_matrix,
-    jets_protocol,
     maml,
     metanmt,
     ml3,
@@ -35,6 +34,7 @@ from helpers.lab import training
 from helpers.numerics import tracing
 from helpers.optimizers.rules import PAPER_RULES
 from helpers.tasks import glyphs, omniglot, small_images
+from helpers.tasks.jets import protocol as jets_protocol
 from helpers.tasks.jets import samples
 
 SHORT = {"iterations": 2, "evaluate_every": 1}

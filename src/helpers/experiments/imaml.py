@@ -11,14 +11,16 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.errors import UserError
-from helpers.experiments.base import Tolerance, chosen, drawn
-from helpers.experiments.few_shot import FewShotRun, OnOmniglot, accuracies, accuracy_curve
-from helpers.experiments.fields import among
+from helpers.experiments.few_shot import FewShotRun, OnOmniglot
+from helpers.fields import among
 from helpers.lab import checkpoints, statistics
+from helpers.lab.evaluation import accuracies, accuracy_curve
+from helpers.lab.statistics import Tolerance, chosen
 from helpers.learners.proximal import HessianFree, Proximal
 from helpers.models.convnet import ConvNet
 from helpers.numerics import tracing
 from helpers.numerics.solvers import conjugate_gradient
+from helpers.tasks.batches import drawn
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
 from helpers.types import Estimator, Params, Tasks

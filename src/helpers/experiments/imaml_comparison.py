@@ -12,12 +12,12 @@ from torch import Tensor
 
 from helpers import estimators, losses
 from helpers.estimators.implicit import released
-from helpers.experiments import seeds
-from helpers.experiments.base import Run, drawn
-from helpers.experiments.few_shot import FewShotExperiment, accuracy_curve
-from helpers.experiments.fields import among
+from helpers.experiments.base import Run
+from helpers.experiments.few_shot import FewShotExperiment
 from helpers.experiments.imaml import TEST_SEED
-from helpers.lab import statistics
+from helpers.fields import among
+from helpers.lab import seeds, statistics
+from helpers.lab.evaluation import accuracy_curve
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchAdam
 from helpers.learners.proximal import Proximal
@@ -25,7 +25,7 @@ from helpers.models.convnet import ConvNet
 from helpers.models.layers import subtree_of
 from helpers.numerics import tracing
 from helpers.numerics.solvers import conjugate_gradient
-from helpers.tasks.batches import merge_support_query, minibatches
+from helpers.tasks.batches import drawn, merge_support_query, minibatches
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
 from helpers.types import Params, Tasks

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from helpers import runtime
 from helpers.experiments.base import Run
-from helpers.experiments.jets_protocol import TEST_SEED, OnJets, named, test_domains, training_domains
+from helpers.experiments.jets_frame import OnJets
 from helpers.lab import statistics
-from helpers.lab.ranking import ranking
+from helpers.lab.ranking import named, ranking
 from helpers.lab.statistics import Interval
 from helpers.tasks import jets
+from helpers.tasks.jets.protocol import TEST_SEED, test_domains, training_domains
 from helpers.tasks.jets.samples import JetSamples
 from helpers.tasks.jets.tasks import Domain
 from helpers.types import Params
@@ -90,7 +91,7 @@ class CutsMeasured(Run):
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """``auc_{where}_{cut}``, ``rejection_{where}_{cut}`` and ``rejection30_…``; ``cut`` is ``window`` or
-        ``likelihood``, ``where`` a domain of :func:`~helpers.experiments.jets_protocol.test_domains`, or, for areas,
+        ``likelihood``, ``where`` a domain of :func:`~helpers.tasks.jets.protocol.test_domains`, or, for areas,
         ``mean`` of the windows. Intervals are over parts of the test jets."""
         ratio, found = self.likelihood(), {"window": {}, "likelihood": {}}
         for where, some in test_domains().items():

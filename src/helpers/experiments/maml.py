@@ -12,17 +12,19 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, Tolerance, chosen, drawn
-from helpers.experiments.few_shot import FewShotRun, OnOmniglot, accuracies
-from helpers.experiments.fields import among
-from helpers.lab import evaluation, statistics
+from helpers.experiments.base import Experiment, Run
+from helpers.experiments.few_shot import FewShotRun, OnOmniglot
+from helpers.fields import among
+from helpers.lab import evaluation, seeds, statistics
+from helpers.lab.evaluation import accuracies
+from helpers.lab.statistics import Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.learners.multistep import MultiStepDescent, annealed
 from helpers.models.convnet import ConvNet
 from helpers.models.layers import subtree_of
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
+from helpers.tasks.batches import drawn
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.sinusoid import Sinusoids
 from helpers.types import Estimator, Examples, Params, Tasks

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from helpers import estimators, runtime
 from helpers.errors import UserError
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, Tolerance, both_names, chosen
-from helpers.experiments.fields import among
-from helpers.lab.statistics import Interval, over_seeds
+from helpers.experiments.base import Experiment, Run
+from helpers.fields import among
+from helpers.lab import seeds
+from helpers.lab.statistics import Interval, Tolerance, both_names, chosen, over_seeds
 from helpers.learners.descent import GradientDescent
 from helpers.learners.fine_tuning import FineTuning
 from helpers.learners.minibatch import MinibatchDescent

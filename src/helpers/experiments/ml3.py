@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.func import vmap
 
 from helpers import runtime
-from helpers.experiments.base import chosen
 from helpers.experiments.ml3_study import (
     TEST_SEED,
     TUNING_SEED,
@@ -26,6 +25,7 @@ from helpers.experiments.ml3_study import (
     table,
 )
 from helpers.lab import statistics
+from helpers.lab.statistics import chosen
 from helpers.learners.learned import LossDescent, begun
 from helpers.losses import LearnedLoss, input_prediction_and_target, mean_squared_error
 from helpers.models.mlp import MLP

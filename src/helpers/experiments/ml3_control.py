@@ -13,9 +13,6 @@ import torch
 from torch import Tensor
 
 from helpers import runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import chosen
-from helpers.experiments.fields import among
 from helpers.experiments.ml3_study import (
     TEST_SEED,
     TUNING_SEED,
@@ -25,6 +22,9 @@ from helpers.experiments.ml3_study import (
     few_starts,
     table,
 )
+from helpers.fields import among
+from helpers.lab import seeds
+from helpers.lab.statistics import chosen
 from helpers.learners.descent import CARRIED
 from helpers.learners.learned import LossDescent, begun
 from helpers.losses import LearnedLoss

@@ -13,11 +13,10 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
 from helpers.experiments.base import Experiment, Run
-from helpers.experiments.fields import among
 from helpers.experiments.ml3_study import TOLERANCES
-from helpers.lab import statistics
+from helpers.fields import among
+from helpers.lab import seeds, statistics
 from helpers.learners.descent import RATE, GradientDescent
 from helpers.learners.paths import MinibatchLossDescent
 from helpers.losses import LearnedLoss

@@ -25,11 +25,11 @@ from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
 from helpers import runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, both_names, chosen
-from helpers.experiments.fields import among
+from helpers.experiments.base import Experiment, Run
 from helpers.experiments.ml3_study import TOLERANCES
-from helpers.lab import statistics
+from helpers.fields import among
+from helpers.lab import seeds, statistics
+from helpers.lab.statistics import both_names, chosen
 from helpers.learners.learned import LossDescent
 from helpers.learners.ppo import ppo
 from helpers.losses import LearnedLoss

@@ -12,9 +12,9 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, Tolerance
-from helpers.lab import statistics
+from helpers.experiments.base import Experiment, Run
+from helpers.lab import seeds, statistics
+from helpers.lab.statistics import Tolerance
 from helpers.learners.learned import LossDescent
 from helpers.learners.paths import along, descent
 from helpers.numerics import tracing

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from helpers import runtime
 from helpers.errors import UserError
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, Tolerance, both_names, chosen
-from helpers.experiments.fields import among, check_fields
-from helpers.lab.statistics import Interval, interval, over_seeds
+from helpers.experiments.base import Experiment, Run
+from helpers.fields import among, check_fields
+from helpers.lab import seeds
+from helpers.lab.statistics import Interval, Tolerance, both_names, chosen, interval, over_seeds
 from helpers.learners.descent import CARRIED
 from helpers.models.convnet import ConvNet
 from helpers.models.layers import stacked, subtree

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from helpers import losses
-from helpers.experiments.base import Experiment, Run, Tolerance, both_names, chosen
-from helpers.experiments.fields import among
+from helpers.experiments.base import Experiment, Run
 from helpers.experiments.nos import best, child
+from helpers.fields import among
 from helpers.lab import records
-from helpers.lab.statistics import Interval, interval, over_seeds
+from helpers.lab.statistics import Interval, Tolerance, both_names, chosen, interval, over_seeds
 from helpers.learners.descent import CARRIED
 from helpers.models.layers import subtree
 from helpers.models.seq2seq import Seq2Seq, token_accuracy, translation_loss

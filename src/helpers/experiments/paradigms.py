@@ -15,14 +15,13 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Run, Tolerance, chosen, drawn
+from helpers.experiments.base import Run
 from helpers.experiments.few_shot import OnImages
-from helpers.experiments.fields import AT_LEAST_0, among, limited
 from helpers.experiments.paradigms_shifts import shifted
 from helpers.experiments.paradigms_sources import Sources
-from helpers.lab import checkpoints, evaluation, records, statistics
-from helpers.lab.statistics import Interval
+from helpers.fields import AT_LEAST_0, among, limited
+from helpers.lab import checkpoints, evaluation, records, seeds, statistics
+from helpers.lab.statistics import Interval, Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.learners.feedforward import Amortized, AsItIs, Neighbours, Prototypes, Recurrent
 from helpers.learners.learned import LearnedDescent, started
@@ -32,6 +31,7 @@ from helpers.models.mixed import MixedConvNet, MixedMLP, decided
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
 from helpers.optimizers.recurrent import RecurrentRule
+from helpers.tasks.batches import drawn
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
 from helpers.tasks.sinusoid import Sinusoids

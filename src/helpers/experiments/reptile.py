@@ -10,11 +10,11 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, Tolerance
+from helpers.experiments.base import Experiment, Run
 from helpers.experiments.few_shot import FewShotExperiment, FewShotRun, OnOmniglot
-from helpers.lab import evaluation, statistics
+from helpers.lab import evaluation, seeds, statistics
 from helpers.lab.evaluation import Predictor
+from helpers.lab.statistics import Tolerance
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
 from helpers.models.convnet import ConvNet
 from helpers.models.layers import subtree_of

@@ -14,7 +14,7 @@ from helpers import runtime
 from helpers.errors import UserError
 from helpers.lab import checkpoints
 from helpers.lab.protocols import Experiment
-from helpers.lab.statistics import Interval
+from helpers.lab.statistics import Interval, interval
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
 from helpers.losses import accuracy
@@ -23,6 +23,7 @@ from helpers.progress import progress_bar
 from helpers.types import Examples, Params, Tasks
 from helpers.validate import whole
 
+ACCURACIES = (("transductive", True), ("inductive", False))  # kinds by name, and whether queries are seen together
 CHUNK = 20  # tasks that a Predictor adapts at once on a CPU
 
 
@@ -101,6 +102,32 @@ def adaptation_curve(
         some = tree_map(lambda t, begin=begin: t[begin : begin + size], tasks)
         curves.append(vmap(curve)(some))
     return torch.cat(curves).T
+
+
+def accuracy_curve(
+    learner: GradientDescent, theta: Params, tasks: Tasks, steps: Sequence[int], transductive: bool = True
+) -> Tensor:
+    """Accuracies ``[steps, tasks]`` after numbers of inner steps, as many tasks at a time as the device is good for."""
+    chunk = 25 if tasks.support.x.device.type == "cpu" else 300
+    return adaptation_curve(learner, theta, tasks, steps, accuracy, transductive, chunk=chunk)
+
+
+def accuracies(
+    learner: GradientDescent, theta: Params, tasks: Tasks, steps: Sequence[int], headline: int, spot: int | None = None
+) -> dict[str, Interval]:
+    """``{kind}_accuracy_{steps}``, transductive and not; ``transductive_accuracy``, after ``headline`` steps, is first.
+
+    Args:
+        spot: also enter ``spot_{kind}_accuracy_{headline}``, from the first so many tasks.
+    """
+    measured = {}
+    for kind, transductive in ACCURACIES:
+        curve = accuracy_curve(learner, theta, tasks, steps, transductive)
+        for count, values in zip(steps, curve, strict=True):
+            measured[f"{kind}_accuracy_{count}"] = interval(values)
+            if count == headline and spot:
+                measured[f"spot_{kind}_accuracy_{count}"] = interval(values[:spot])
+    return {"transductive_accuracy": measured[f"transductive_accuracy_{headline}"]} | measured
 
 
 def of_checkpoint(
