@@ -32,6 +32,7 @@ from helpers.experiments import (
 )
 from helpers.lab import training
 from helpers.numerics import tracing
+from helpers.optimizers import children
 from helpers.optimizers.rules import PAPER_RULES
 from helpers.tasks import glyphs, omniglot, small_images
 from helpers.tasks.jets import protocol as jets_protocol
@@ -54,7 +55,7 @@ TURTLES = {
     "families": 2, "steps": 1, "step_tasks": 2, "query_tasks": 2, "hidden": (4,), "seeds": 2, "measured": (0, 1),
     "sgd_rates": (0.1,), "adam_rates": (0.01,), "levels": (1.0,),
 }  # fmt: skip
-CHILDREN = nos.Children(train=100, valid=50, test=50, batch=50, filters=2, epochs=1, chunk=7)
+CHILDREN = children.Children(train=100, valid=50, test=50, batch=50, filters=2, epochs=1, chunk=7)
 
 
 def on_omniglot(kind, **settings):
@@ -183,9 +184,10 @@ def little(monkeypatch):
     monkeypatch.setattr(base.Run, "spot_check", lambda run, theta: {})
     monkeypatch.setattr(omniglot, "load", lambda *_, **__: few_glyphs())
     monkeypatch.setattr(omniglot, "provenance", lambda: few_glyphs().provenance)
-    monkeypatch.setattr(small_images, "images", lambda data, *rest: nos.images("digits", *rest))
+    images = small_images.images
+    monkeypatch.setattr(small_images, "images", lambda data, *rest: images("digits", *rest))
     monkeypatch.setattr(small_images, "provenance", lambda data: {"data": "digits"})
-    monkeypatch.setattr(nos_transfer, "child", lambda size, channels: nos.child(size, 1, 2))
+    monkeypatch.setattr(nos_transfer, "child", lambda size, channels: children.child(size, 1, 2))
     monkeypatch.setattr(tracing, "_specialized", lambda function, build: function)
     monkeypatch.setattr(reptile, "BLOCK", 2)
     monkeypatch.setattr(imaml_comparison, "REPTILE_STEPS", 2)

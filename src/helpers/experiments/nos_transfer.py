@@ -16,7 +16,6 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.experiments.base import Experiment, Run
-from helpers.experiments.nos import best, child
 from helpers.fields import among
 from helpers.lab import records
 from helpers.lab.statistics import Interval, Tolerance, both_names, chosen, interval, over_seeds
@@ -25,8 +24,10 @@ from helpers.models.layers import subtree
 from helpers.models.seq2seq import Seq2Seq, token_accuracy, translation_loss
 from helpers.models.wide_resnet import WideResNet
 from helpers.optimizers.child_training import RATES, Network, Population
+from helpers.optimizers.children import child
 from helpers.optimizers.language import parse
 from helpers.optimizers.rules import ADDSIGN, BASELINES, PAPER_RULES, POWERSIGN, state_bytes
+from helpers.optimizers.search import best
 from helpers.tasks import numerals, small_images
 from helpers.types import Examples, Params
 
@@ -112,7 +113,7 @@ class Transfer(Experiment):
         if self.target == "translation":
             parts = [numerals.load(split) for split in numerals.SPLITS]
             model = Seq2Seq(numerals.VOCABULARY, parts[0].x.shape[1])
-            parts = [examples(*part, self.batch) for part in parts]
+            parts = [numerals.examples(*part, self.batch) for part in parts]
             loss, score = translation_loss, token_accuracy
         else:
             parts = small_images.images("cifar10", self.size, self.train, self.valid, self.test)
@@ -125,16 +126,6 @@ class Transfer(Experiment):
             return Population(model, parts[0], parts[1], self.batch, seed, horizon=steps, **settings)
 
         return TransferRun(self, population, parts[2])
-
-
-def examples(source: Tensor, target: Tensor, batch: int) -> Examples:
-    """Sentences as a translator is trained on them, as many as fill minibatches.
-
-    Returns:
-        x int64 ``[n, S + T - 1]``, the source and the target without its end; y ``[n, T - 1]``, without its beginning.
-    """
-    n = len(source) // batch * batch
-    return Examples(torch.cat([source, target[:, :-1]], 1)[:n], target[:n, 1:])
 
 
 @dataclass(eq=False)
