@@ -35,6 +35,7 @@ from helpers.tasks.control.mountain_car import MountainCar
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
 from helpers.tasks.control.rollout import Rollout
+from helpers.tasks.control.seen import seen_of_reaching, seen_of_the_car
 from helpers.tasks.control.types import Trajectory
 from helpers.types import Examples, Params, Started
 
@@ -128,18 +129,6 @@ class Car(Ml3Experiment):
     def gap(env: MountainCar, learner: LossDescent, phi: Params, query: Examples) -> Tensor:
         """What the farthest position lacks to the goal's, in the environment's units of length."""
         return (env.goal[0] - learner.model(phi, query.x).states[..., 0].amax(-1)).mean()
-
-
-def seen_of_the_car(x: Tensor, trajectory: Trajectory, y: Tensor) -> Tensor:
-    """(state, action, distance at the end) of every step, ``[n * horizon, 4]``; the distance is a constant."""
-    away = (trajectory.states[..., -1, :] - y).detach().norm(dim=-1)
-    return _of_steps(trajectory.states[..., :-1, :], trajectory.actions, away)
-
-
-def _of_steps(states: Tensor, actions: Tensor, ends: Tensor) -> Tensor:
-    """What a loss sees of every step, ``[n * horizon, ...]``; ``ends`` ``[n]`` is the same for all steps."""
-    features = torch.cat([states, actions, ends[..., None, None].expand(*actions.shape[:-1], 1)], -1)
-    return features.flatten(0, -2)
 
 
 # ---------------------------------------- point mass and reacher
@@ -245,25 +234,11 @@ class Reaching(Ml3Experiment):
         count = self.test_goals
         tests, others = (run.common(fresh.tasks(count, runtime.generator(s))) for s in (TEST_SEED, TUNING_SEED))
         rate = run.tuned(theta, self.tuning_rates, others, min(10, max(steps)), run.learner.query_loss)
+        rates = {"ml3": None, "same": self.inner_rate, "task": rate}
         for what, measure in (("distance", self.distance), ("loss", run.learner.query_loss)):
-            table(m, f"ml3_{what}", steps, run.learned(theta, tests, steps, measure))
-            table(m, f"same_{what}", steps, run.plain(theta, tests, steps, self.inner_rate, measure))
-            table(m, f"task_{what}", steps, run.plain(theta, tests, steps, rate, measure))
+            m |= run.compared(theta, tests, steps, what, rates, measure)
         m["tuned_rate"] = chosen(rate)
         return {"distance": m["ml3_distance_2"]} | m
-
-
-def seen_of_reaching(env: PointMass | Reacher, goal: bool, x: Tensor, trajectory: Trajectory, y: Tensor) -> Tensor:
-    """(state, action, distance at the end) of every step and, if ``goal``, the goal. Of the arm's, actions alone have
-    derivatives."""
-    states, actions = trajectory.states, trajectory.actions
-    away = (states[..., -1, :2] - y).detach().norm(dim=-1)
-    if isinstance(env, Reacher):
-        states = states.detach() / states.new_tensor([1.0, 1.0, env.speed_scale, env.speed_scale])
-    states = states[..., :-1, :]
-    if goal:
-        states = torch.cat([states, y[..., None, :].expand(*states.shape[:-1], -1)], -1)
-    return _of_steps(states, actions, away)
 
 
 class ReachingTraining(Training):

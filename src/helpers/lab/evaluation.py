@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,18 +13,20 @@ from torch.utils._pytree import tree_map
 
 from helpers import runtime
 from helpers.errors import UserError
+from helpers.estimators.explicit import inner_step
 from helpers.lab import checkpoints
 from helpers.lab.protocols import Experiment
 from helpers.lab.statistics import Interval, interval
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
-from helpers.losses import accuracy
+from helpers.losses import accuracy, cross_entropy
 from helpers.numerics.tracing import traced
 from helpers.progress import progress_bar
-from helpers.types import Examples, Params, Tasks
+from helpers.types import Examples, Model, Params, Tasks
 from helpers.validate import whole
 
 ACCURACIES = (("transductive", True), ("inductive", False))  # kinds by name, and whether queries are seen together
+DIVERGED = 100.0  # a network with a larger cross-entropy, or with none that is a number, counts with this one
 CHUNK = 20  # tasks that a Predictor adapts at once on a CPU
 
 
@@ -189,3 +192,47 @@ def _accuracies(learner: MinibatchDescent, phi: Params, tasks: Tasks) -> Tensor:
 
 def _one_step(learner: MinibatchDescent, theta: Params, phi: Params, support: Examples) -> Params:
     return vmap(learner.step, in_dims=(None, 0, 0))(theta, phi, support)
+
+
+class Course:
+    """How several seeds' networks do in the course of learning; its two pieces are recorded once for each shape."""
+
+    def __init__(self) -> None:
+        self.step, self.outcome = traced(_seeds_step), traced(_seeds_outcome)
+
+    def __call__(
+        self, learner: GradientDescent, theta: Params, phi: Params, tasks: Tasks, measured: Sequence[int]
+    ) -> Tensor:
+        """Accuracy and cross-entropy ``[2, len(measured), seeds]``, means over the tasks.
+
+        Args:
+            learner: what makes a step.
+            theta: its meta-parameters ``[seeds, ...]``.
+            phi: where the networks begin, ``[seeds, tasks, ...]``.
+            tasks: support sets in minibatches ``[seeds, tasks, steps, shots, ...]``.
+            measured: increasing numbers of steps after which to measure.
+        """
+        done, values = 0, []
+        for steps in measured:
+            for number in range(done, steps):
+                batch = tree_map(lambda t: t[:, :, number].contiguous(), tasks.support)  # noqa: B023
+                phi = self.step(learner, theta, phi, batch)
+            done = steps
+            values.append(self.outcome(learner.model, phi, tasks.query).mean(-1))
+        return torch.stack(values, 1)
+
+
+def _seeds_step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:
+    """One inner step of every task of every seed."""
+    return vmap(partial(inner_step, learner))(theta, phi, support)
+
+
+def _seeds_outcome(model: Model, phi: Params, query: Examples) -> Tensor:
+    """Accuracy and cross-entropy ``[2, seeds, tasks]``."""
+
+    def one(phi: Params, query: Examples) -> Tensor:
+        outputs = model(phi, query.x)
+        loss = cross_entropy(outputs, query.y).nan_to_num(DIVERGED).clamp(max=DIVERGED)
+        return torch.stack([accuracy(outputs, query.y), loss])
+
+    return vmap(vmap(one))(phi, query).movedim(-1, 0)
