@@ -12,7 +12,6 @@ import torch
 from helpers import experiments, runtime, tasks
 from helpers.experiments import (
     ablation,
-    base,
     imaml,
     imaml_comparison,
     jets,
@@ -30,7 +29,7 @@ from helpers.experiments import (
     paradigms,
     reptile,
 )
-from helpers.lab import training
+from helpers.lab import experiment, training
 from helpers.numerics import tracing
 from helpers.optimizers import children
 from helpers.optimizers.rules import PAPER_RULES
@@ -181,7 +180,7 @@ def little(monkeypatch):
 
     A spot check that is a whole evaluation is left out: two of those follow at the end.
     """
-    monkeypatch.setattr(base.Run, "spot_check", lambda run, theta: {})
+    monkeypatch.setattr(experiment.Run, "spot_check", lambda run, theta: {})
     monkeypatch.setattr(omniglot, "load", lambda *_, **__: few_glyphs())
     monkeypatch.setattr(omniglot, "provenance", lambda: few_glyphs().provenance)
     images = small_images.images

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from helpers import estimators
 from helpers.errors import UserError
-from helpers.experiments.base import Experiment, Run
+from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Tolerance
 from helpers.numerics import tracing
 from helpers.tasks import folders

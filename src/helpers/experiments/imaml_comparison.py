@@ -12,12 +12,12 @@ from torch import Tensor
 
 from helpers import estimators, losses
 from helpers.estimators.implicit import released
-from helpers.experiments.base import Run
 from helpers.experiments.few_shot import FewShotExperiment
 from helpers.experiments.imaml import TEST_SEED
 from helpers.fields import among
 from helpers.lab import seeds, statistics
 from helpers.lab.evaluation import accuracy_curve
+from helpers.lab.experiment import Run
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchAdam
 from helpers.learners.proximal import Proximal

@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.errors import UserError
-from helpers.experiments.base import Run
 from helpers.experiments.jets_cuts import Cuts
 from helpers.experiments.jets_frame import TaggersExperiment
 from helpers.experiments.jets_matrix import Matrix
 from helpers.fields import among
 from helpers.lab import seeds, statistics
+from helpers.lab.experiment import Run
 from helpers.lab.ranking import Judge, best, named
 from helpers.lab.statistics import Interval, chosen
 from helpers.learners.descent import GradientDescent

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from helpers import runtime
-from helpers.experiments.base import Run
 from helpers.experiments.jets_frame import OnJets
 from helpers.lab import statistics
+from helpers.lab.experiment import Run
 from helpers.lab.ranking import named, ranking
 from helpers.lab.statistics import Interval
 from helpers.tasks import jets

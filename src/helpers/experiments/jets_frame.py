@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from helpers.experiments.base import Experiment
+from helpers.lab.experiment import Experiment
 from helpers.lab.statistics import Tolerance
 from helpers.tasks import jets
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments.base import Run
 from helpers.experiments.jets_frame import TaggersExperiment
 from helpers.lab import seeds, statistics
+from helpers.lab.experiment import Run
 from helpers.lab.ranking import Judge, best
 from helpers.lab.statistics import Interval, chosen
 from helpers.learners.descent import GradientDescent

@@ -12,11 +12,11 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments.base import Experiment, Run
 from helpers.experiments.few_shot import FewShotRun, OnOmniglot
 from helpers.fields import among
 from helpers.lab import evaluation, seeds, statistics
 from helpers.lab.evaluation import accuracies
+from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.learners.multistep import MultiStepDescent, annealed

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments.base import Experiment, Run
 from helpers.experiments.ml3_study import TOLERANCES
 from helpers.fields import among
 from helpers.lab import seeds, statistics
 from helpers.lab.evaluation import Course
+from helpers.lab.experiment import Experiment, Run
 from helpers.learners.descent import RATE, GradientDescent
 from helpers.learners.paths import MinibatchLossDescent
 from helpers.losses import LearnedLoss

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_map
 
 from helpers import runtime
 from helpers.estimators.black_box import OneStep
-from helpers.experiments.base import Experiment, Run
 from helpers.experiments.ml3_study import TOLERANCES
 from helpers.fields import among
 from helpers.lab import seeds, statistics
+from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import both_names, chosen
 from helpers.learners.learned import LossDescent
 from helpers.learners.ppo import ppo

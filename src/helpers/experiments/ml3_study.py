@@ -12,8 +12,8 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments.base import Experiment, Run
 from helpers.lab import seeds, statistics
+from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Tolerance
 from helpers.learners.learned import LossDescent
 from helpers.learners.paths import along, descended

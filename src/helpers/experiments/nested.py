@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.estimators.nested import MetaLearner, evaluations
-from helpers.experiments.base import Experiment, Run
 from helpers.fields import AT_LEAST_0, among, limited
 from helpers.lab import seeds, statistics
 from helpers.lab.break_even import first_below
+from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Interval, Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.models.mlp import MLP

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from helpers import runtime
 from helpers.errors import UserError
-from helpers.experiments.base import Experiment, Run
 from helpers.lab import seeds
+from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Interval, Tolerance, both_names, chosen, interval, over_seeds
 from helpers.learners.descent import CARRIED
 from helpers.models.layers import stacked, subtree

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from helpers import losses
-from helpers.experiments.base import Experiment, Run
 from helpers.fields import among
 from helpers.lab import records
+from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Interval, Tolerance, both_names, chosen, interval, over_seeds
 from helpers.learners.descent import CARRIED
 from helpers.models.layers import subtree

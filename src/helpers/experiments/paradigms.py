@@ -15,12 +15,12 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments.base import Run
 from helpers.experiments.few_shot import OnImages
 from helpers.experiments.paradigms_shifts import shifted
 from helpers.experiments.paradigms_sources import Sources
 from helpers.fields import AT_LEAST_0, among, limited
 from helpers.lab import checkpoints, evaluation, records, seeds, statistics
+from helpers.lab.experiment import Run
 from helpers.lab.statistics import Interval, Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.learners.feedforward import Amortized, AsItIs, Neighbours, Prototypes, Recurrent

@@ -10,10 +10,10 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments.base import Experiment, Run
 from helpers.experiments.few_shot import FewShotExperiment, FewShotRun, OnOmniglot
 from helpers.lab import evaluation, seeds, statistics
 from helpers.lab.evaluation import Predictor
+from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Tolerance
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
 from helpers.models.convnet import ConvNet

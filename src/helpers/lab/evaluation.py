@@ -15,7 +15,7 @@ from helpers import runtime
 from helpers.errors import UserError
 from helpers.estimators.explicit import inner_step
 from helpers.lab import checkpoints
-from helpers.lab.protocols import Experiment
+from helpers.lab.experiment import Experiment
 from helpers.lab.statistics import Interval, interval
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
