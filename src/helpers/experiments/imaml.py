@@ -204,17 +204,11 @@ class OmniglotTraining(FewShotRun):
 
     def _diagnosis(self, theta: Params, tasks: Tasks, name: str) -> dict[str, statistics.Interval]:
         """How well the inner problems and the linear systems of the first tasks are solved: ``{name}_…``."""
-        e, found = self.experiment, []
+        e = self.experiment
+        some = tree_map(lambda t: t[: e.diagnosed_tasks], tasks)
         size = e.chunk if self.device.type == "cpu" else e.diagnosed_tasks
-        for begin in range(0, e.diagnosed_tasks, size):
-            some = tree_map(lambda t, begin=begin: t[begin : begin + size], tasks)
-            found.append(self.implicit.solve(self.learner.replace(query_sets=1), theta, some))
-        parts = {
-            "residual": [one.solution.residual for one in found],
-            "stationarity": [one.stationarity for one in found],
-            "indefinite": [one.solution.indefinite.double() for one in found],
-        }
-        return {f"{name}_{kind}": statistics.interval(torch.cat(values).cpu()) for kind, values in parts.items()}
+        found = self.implicit.diagnosed(self.learner.replace(query_sets=1), theta, some, size)
+        return {f"{name}_{kind}": statistics.interval(values) for kind, values in found.items()}
 
 
 def experiments() -> list:

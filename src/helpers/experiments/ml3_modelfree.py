@@ -199,8 +199,8 @@ class ModelFreeTraining(Run):
 
     def spot_check(self, theta: Params) -> dict[str, statistics.Interval]:
         """What needs no PPO: the returns by the learned loss."""
-        returns = self.returns(theta).mean(-1)
-        return {f"spot_ml3_return_{n}": statistics.over_seeds(returns[n]) for n in self.experiment.test_updates}
+        measured = list(self.experiment.test_updates)
+        return statistics.by_steps("spot_ml3_return", measured, self.returns(theta).mean(-1)[measured])
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Returns on new goals, by the learned loss and, where stable-baselines3 is installed, by PPO.

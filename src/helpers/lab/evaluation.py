@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from helpers.learners.minibatch import MinibatchDescent
 from helpers.losses import accuracy, cross_entropy
 from helpers.numerics.tracing import traced
 from helpers.progress import progress_bar
-from helpers.types import Examples, Model, Params, Tasks
+from helpers.tasks.batches import minibatches
+from helpers.types import Examples, Model, Params, TaskFamily, Tasks
 from helpers.validate import whole
 
 ACCURACIES = (("transductive", True), ("inductive", False))  # kinds by name, and whether queries are seen together
@@ -156,6 +157,25 @@ def of_checkpoint(
         )
     measure = run.spot_check if spot else run.evaluate
     return measure({name: value.to(device) for name, value in theta.items()})
+
+
+PREDICTED = ("inductive", "transductive")  # what a Predictor gives, in its order
+
+
+def minibatch_episodes(
+    family: TaskFamily, count: int, size: int, steps: int, seed: int, device: torch.device | str, block: int
+) -> Iterator[tuple[Tasks, Examples]]:
+    """At least ``count`` tasks, and their support sets in minibatches, the same on every device.
+
+    Args:
+        size, steps: of the minibatches.
+        block: tasks that are drawn at once.
+    """
+    draws = runtime.generator(seed)
+    for _ in progress_bar(range(0, count, block), desc="testing", leave=False, delay=2):
+        tasks = family.sample(block, draws)
+        batches = minibatches(tasks.support, size, steps, draws)
+        yield tree_map(lambda t: t.to(device), (tasks, batches))
 
 
 class Predictor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -238,6 +238,11 @@ def holm(values: Sequence[float]) -> list[float]:
         so_far = max(so_far, min(1.0, (len(values) - rank) * values[index]))
         adjusted[index] = so_far
     return adjusted
+
+
+def by_steps(kind: str, steps: Sequence[int], values: Iterable[Tensor]) -> dict[str, Interval]:
+    """``{kind}_{steps}`` with intervals over seeds, of values ``[seeds]`` for each number of steps."""
+    return {f"{kind}_{number}": over_seeds(row) for number, row in zip(steps, values, strict=True)}
 
 
 def chosen(value: float) -> Interval:
