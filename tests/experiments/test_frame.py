@@ -16,9 +16,9 @@ from tiny import Tiny, TinyRun
 
 from helpers import experiments, fields
 from helpers.experiments import maml, nos
-from helpers.experiments.few_shot import FewShotExperiment
 from helpers.lab import experiment as base
 from helpers.lab import records
+from helpers.lab.few_shot import FewShotExperiment
 from helpers.lab.statistics import Interval
 from helpers.runtime import root
 

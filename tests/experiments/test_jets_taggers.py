@@ -596,20 +596,6 @@ def seen(mass, tau21):
     return Observables(torch.full_like(mass, 300), mass, tau21)
 
 
-def test_the_cut_prefers_the_window_then_small_ratios():
-    cuts = CutsMeasured(Cuts("x"), None, CPU)
-    best_first = seen([80, 65, 105, 90, 64, 107, 60, 160, 0], [0.0, 0.1, 0.5, 0.9, 0.9, 0.0, 0.5, 0.2, 0.0])
-    values = cuts.cut(best_first)
-    assert (values.diff() < 0).all() and (values[:4] > 0).all() and (values[4:] < 0).all()
-    inside, outside = (cuts.cut(seen(mass, [0.3] * 3)) for mass in ([66, 80, 104], [40, 60, 64]))
-    assert len(inside.unique()) == 1 and torch.equal(outside, cuts.cut(seen([40, 60, 64], [0.1, 0.5, 0.9])))
-
-
-def test_cells_of_mass_and_ratio():
-    cuts = CutsMeasured(Cuts("x", bins=4), None, CPU)
-    assert cuts.bin(seen([0, 39, 41, 159, 500, 80], [0.0, 0.3, 0.6, 0.99, 1.0, 0.1])).tolist() == [0, 1, 6, 15, 15, 8]
-
-
 def test_the_likelihood_ratio_of_known_counts(monkeypatch):
     """27 domains with four jets of each process; one is added to every cell."""
     cuts = CutsMeasured(Cuts("x", bins=2), None, CPU)

@@ -13,7 +13,7 @@ from helpers.errors import UserError
 from helpers.experiments import nos, nos_transfer
 from helpers.lab import checkpoints, records, training
 from helpers.models.layers import subtree
-from helpers.optimizers import children, search
+from helpers.optimizers import children, entries, search
 from helpers.optimizers.child_training import Outcome
 from helpers.optimizers.language import grammar, parse
 from helpers.optimizers.rules import BASELINES, PAPER_RULES
@@ -215,7 +215,7 @@ def tiny_transfer(monkeypatch, **changes) -> nos_transfer.Transfer:
 
 
 def test_transfer_sweeps_then_trains_from_other_starts(tmp_path, monkeypatch):
-    rules = (*nos_transfer.TABLE[:3], ("rule04", PAPER_RULES[3], None), ("linear", PAPER_RULES[3], "linear"))
+    rules = (*entries.TABLE[:3], ("rule04", PAPER_RULES[3], None), ("linear", PAPER_RULES[3], "linear"))
     transfer = tiny_transfer(monkeypatch, rules=rules)
     record = training.train(transfer, data=tmp_path, progress=False, say=lambda _: None)
     monkeypatch.setattr(records, "folder", lambda: tmp_path / "records")
@@ -254,7 +254,7 @@ def test_every_rule_of_the_table_is_trained():
     assert {parse(rule) for rule in (*PAPER_RULES, *BASELINES.values())} <= trained
     assert len(PAPER_RULES) == 16
     labels = [label for label, _, _ in transfer.rules]
-    assert len(labels) == len(set(labels)) and labels[7] == nos_transfer.POWERSIGN_LABEL == "rule04"
+    assert len(labels) == len(set(labels)) and labels[7] == entries.POWERSIGN_LABEL == "rule04"
 
 
 def test_experiments_are_in_the_catalogue():

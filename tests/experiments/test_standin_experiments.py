@@ -31,7 +31,7 @@ from helpers.experiments import (
 )
 from helpers.lab import experiment, training
 from helpers.numerics import tracing
-from helpers.optimizers import children
+from helpers.optimizers import children, entries
 from helpers.optimizers.rules import PAPER_RULES
 from helpers.tasks import glyphs, omniglot, small_images
 from helpers.tasks.jets import protocol as jets_protocol
@@ -133,7 +133,7 @@ MINIATURES = {
         recheck=1,
     ),
     "nos-transfer": lambda: nos_transfer.Transfer(
-        "mini", rules=(*nos_transfer.TABLE[:2], ("rule04", PAPER_RULES[3], "linear")), size=8, train=100, valid=50,
+        "mini", rules=(*entries.TABLE[:2], ("rule04", PAPER_RULES[3], "linear")), size=8, train=100, valid=50,
         test=50, batch=50, epochs=1, seeds=2, found=0, chunk=5, rates=(1e-2,),
     ),
     **{

@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.errors import UserError
-from helpers.experiments.few_shot import FewShotRun, OnOmniglot
 from helpers.fields import among
 from helpers.lab import checkpoints, statistics
 from helpers.lab.evaluation import accuracies, accuracy_curve
+from helpers.lab.few_shot import FewShotRun, OnOmniglot
 from helpers.lab.statistics import Tolerance, chosen
 from helpers.learners.proximal import HessianFree, Proximal
 from helpers.models.convnet import ConvNet
@@ -52,16 +52,11 @@ class Omniglot(OnOmniglot):
         queries: query examples a class of a test task, and of each query set in training.
         query_sets: query sets of a training task. The released code has one, as small as the support set, in each of 32
             tasks; five in each of eight are more queries and, on a CPU, a third of the time.
-        outer_rate_final: 0, since with so few tasks the outer gradients are noisy. (The released code keeps its rate.)
-        outer_rate_hold: iterations after which Adam's rate begins to fall.
-        outer_rate_restarts: iterations at which the rate is back at ``outer_rate`` and goes down again.
-        headline_steps: inner steps of ``transductive_accuracy``, those of training.
-        spot_tasks: test tasks of the points on the way.
+        outer_rate_final, outer_rate_hold, outer_rate_restarts: with so few tasks the outer gradients are noisy, so
+            Adam's rate goes to 0 after the first ``outer_rate_hold`` iterations, and again after each restart. (The
+            released code keeps it.)
         diagnosed_tasks: test tasks on which the linear solver's residual is measured.
-        chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.
         start: the experiment whose meta-parameters are the first ones; fresh ones if there is none.
-        watched: the metric of the points on the way by which training notices that the run loses its footing
-            (:func:`helpers.lab.schedules.steady`); none for a run that is not watched.
     """
 
     name: str

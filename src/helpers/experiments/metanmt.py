@@ -20,7 +20,7 @@ from helpers.fields import among
 from helpers.lab import seeds
 from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Interval, Tolerance, both_names, chosen, over_seeds
-from helpers.lab.translation import KINDS, Translating, together
+from helpers.lab.translation import Translating, summary, together
 from helpers.learners.fine_tuning import FineTuning
 from helpers.models.layers import stacked
 from helpers.models.seq2seq import Seq2Seq, translation_loss
@@ -144,22 +144,6 @@ class TranslationTraining(Run):
         gradient, losses = self.estimator(self.learner, theta, Tasks(support, query))
         return gradient, losses.mean()
 
-    def summary(self, found: Tensor, label: str) -> dict[str, Interval]:
-        """Intervals over seeds of what was found, ``[2, seeds, languages, kinds]``, of the seen and then the held-out
-        languages."""
-        e = self.experiment
-        groups = {"seen": slice(0, len(e.seen)), "held": slice(len(e.seen), None)}
-        metrics = {}
-        for measure, values in zip(("cer", "exact"), found, strict=True):
-            metrics[f"{measure}_{label}"] = over_seeds(values.mean((1, 2)))
-            for group, part in groups.items():
-                metrics[f"{measure}_{label}_{group}"] = over_seeds(values[:, part].mean((1, 2)))
-                for k, kind in enumerate(KINDS):
-                    metrics[f"{measure}_{label}_{group}_{kind}"] = over_seeds(values[:, part, k].mean(1))
-        for i, code in enumerate((*e.seen, *e.held)):
-            metrics[f"cer_{label}_language_{code}"] = over_seeds(found[0][:, i].mean(1))
-        return metrics
-
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """``cer_N…`` and ``exact_N…`` for N names to adapt on, 0 for none: over all test languages and both kinds of
         names; by group of families, ``_seen`` and ``_held``; by kind of names too, ``_shown`` and ``_new``; and
@@ -173,7 +157,7 @@ class TranslationTraining(Run):
             rate, steps = settings.get(shots, (0.0, 0))
             found = self.judged.translated(theta, codes, shots, rate, steps)
             whole[shots] = found[0].mean((1, 2))
-            metrics |= self.summary(found, str(shots))
+            metrics |= summary(found, str(shots), {"seen": e.seen, "held": e.held})
             if shots:
                 metrics[f"rate_{shots}"] = chosen(rate)
                 metrics[f"steps_{shots}"] = chosen(float(steps))

@@ -21,7 +21,6 @@ from helpers.experiments.ml3_study import (
     Metrics,
     Ml3Experiment,
     Training,
-    few_starts,
     table,
 )
 from helpers.lab import statistics
@@ -35,7 +34,7 @@ from helpers.tasks.control.motions import inertia_error, motions, seen_of_dynami
 from helpers.tasks.control.reacher import Reacher
 from helpers.tasks.frequencies import Frequencies, frequency_error, prediction_error, seen_of_frequency, waves
 from helpers.tasks.sinusoid import Sinusoids
-from helpers.types import Examples, Model, Params, Started
+from helpers.types import Examples, Model, Params, Started, Tasks
 
 
 # ---------------------------------------- regression
@@ -44,7 +43,6 @@ class SineStudy(Ml3Experiment):
     """Sine regression. Judged on other sines, over 100 steps, from starts of PyTorch's own kind.
 
     Attributes:
-        hidden: widths of the optimizee.
         points: of a task; support and query are the same, as in the public code.
         amplitudes: range of the training tasks' amplitudes. The paper trains on one task, sin(x − π) on [−2, 2].
         phases: range of their phases.
@@ -84,9 +82,7 @@ class SineStudy(Ml3Experiment):
     def tasks(self, count: int, generator: torch.Generator) -> Started:
         """Whole tasks, each with a start of its own or one of the few that there are."""
         support, _ = self.family().sample(count, generator)
-        if self.starts is None:
-            return begun(self.learner().model, Started(support, support, {}), generator)
-        return Started(support, support, few_starts(self, self.starts, count, generator))
+        return self.from_starts(Tasks(support, support), self.starts, generator)
 
     def tests(self, run: Training, seed: int, model: Model) -> Started:
         """Sines of many amplitudes and phases, with starts drawn as PyTorch's layers are."""
@@ -219,7 +215,6 @@ class InverseDynamics(Ml3Experiment):
 
     Attributes:
         shaped: meta-train on the mass matrix.
-        hidden: widths of the network.
         points: of a motion.
         seconds: that it lasts.
         test_tasks: the same for all seeds, as in all of these studies.

@@ -19,14 +19,13 @@ from helpers.experiments.ml3_study import (
     Metrics,
     Ml3Experiment,
     Training,
-    few_starts,
     table,
 )
 from helpers.fields import among
 from helpers.lab import seeds
 from helpers.lab.statistics import chosen
 from helpers.learners.descent import CARRIED
-from helpers.learners.learned import LossDescent, begun
+from helpers.learners.learned import LossDescent
 from helpers.losses import LearnedLoss
 from helpers.models.layers import stacked, subtree
 from helpers.models.mlp import MLP
@@ -37,7 +36,7 @@ from helpers.tasks.control.reacher import Reacher
 from helpers.tasks.control.rollout import Rollout
 from helpers.tasks.control.seen import seen_of_reaching, seen_of_the_car
 from helpers.tasks.control.types import Trajectory
-from helpers.types import Examples, Params, Started
+from helpers.types import Examples, Params, Started, Tasks
 
 DYNAMICS = CARRIED + "dynamics:"  # prefix, in θ, of learned dynamics: kept with the checkpoint, left alone by training
 
@@ -95,9 +94,7 @@ class Car(Ml3Experiment):
         env = self.env()
         x = env.reset(count, generator)[:, None]
         examples = Examples(x, x.new_tensor(env.goal).expand_as(x))
-        if self.policies is None:
-            return begun(self.learner().model, Started(examples, examples, {}), generator)
-        return Started(examples, examples, few_starts(self, self.policies, count, generator))
+        return self.from_starts(Tasks(examples, examples), self.policies, generator)
 
     def judge(self, run: Training, theta: Params) -> Metrics:
         """``{kind}_reached_{updates}`` (share of policies that reach the top) and ``{kind}_gap_{updates}`` (distance
@@ -142,7 +139,6 @@ class Reaching(Ml3Experiment):
     Attributes:
         body: ``"mass"`` or ``"arm"``.
         goals: goals that there are in training. The public code has one; None draws new ones.
-        hidden: widths of the policies.
         loss_width: of the learned loss.
         policies: first policies that there are for each seed. The public code has one; None draws new ones.
         sees_goal: the learned loss sees the goal itself. In the public code it sees the distance at the end, a number
@@ -209,9 +205,7 @@ class Reaching(Ml3Experiment):
             which = torch.randint(self.goals, (count,), generator=generator, device=generator.device)
             goals = env.goals(self.goals, runtime.generator(1)).to(generator.device)[which]
         examples = Examples(torch.cat([start, goals], -1)[:, None], goals[:, None])
-        if self.policies is None:
-            return begun(self.learner().model, Started(examples, examples, {}), generator)
-        return Started(examples, examples, few_starts(self, self.policies, count, generator))
+        return self.from_starts(Tasks(examples, examples), self.policies, generator)
 
     def setup(self, device: torch.device, compiled: bool) -> ReachingTraining:
         return ReachingTraining(self, device)

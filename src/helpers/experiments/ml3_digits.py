@@ -42,7 +42,6 @@ class Digits(Experiment):
     Attributes:
         images: the data, ``"mnist"`` or ``"digits"``.
         train_pairs: pairs of digits for meta-training.
-        hidden: of the optimizee.
         one_start: begin every task of meta-training at the same first parameters, one set for each seed, as the public
             code does, instead of fresh ones. At test they are fresh.
         architecture: another optimizee, used with the learned loss at test only: ``"lenet"`` or ``"mlp"``, two layers
@@ -52,7 +51,6 @@ class Digits(Experiment):
         inner_rate: of SGD on the learned loss, in training and at test, and of its first competitor.
         tuning_rates: rates for SGD on the cross-entropy, of which each seed takes the best on its training pairs.
         tuning_factors: the same for SGD on the learned loss, as multiples of ``inner_rate``.
-        test_steps: SGD steps at test after which the networks are measured.
         test_tasks: fresh networks for each pair.
         test_images: images of the test set on which each is measured.
     """

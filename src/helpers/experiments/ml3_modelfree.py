@@ -23,12 +23,11 @@ from helpers.lab import seeds, statistics
 from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import both_names, chosen
 from helpers.learners.learned import LossDescent
-from helpers.learners.ppo import ppo
+from helpers.learners.ppo import tuned_ppo
 from helpers.losses import LearnedLoss
 from helpers.models.mlp import MLP
 from helpers.models.policies import GaussianPolicy
 from helpers.numerics import tracing
-from helpers.progress import progress_bar
 from helpers.tasks.control.experience import Experience, act, experience_features, query, sample, support, surrogate
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
@@ -221,21 +220,8 @@ class ModelFreeTraining(Run):
         e = self.experiment
         training = self.env.goals(e.ppo_goals, runtime.generator(TUNING_SEED))
         test = self.tests()[0][: e.test_goals].cpu()
-        bar = progress_bar(total=len(e.ppo_settings) * e.ppo_goals + e.seeds * e.test_goals, desc="PPO", leave=False)
-
-        def run(goal: Tensor, setting: tuple[float, int, float], seed: int) -> Tensor:
-            bar.update()
-            return ppo(e, goal, setting, max(e.ppo_updates), seed)
-
-        with bar:
-            tuned = [
-                torch.stack([run(goal, setting, seed) for seed, goal in enumerate(training)])[:, -1].mean()
-                for setting in e.ppo_settings
-            ]
-            best = e.ppo_settings[int(torch.stack(tuned).argmax())]
-            runs = [[run(goal, best, 1000 * (1 + seed) + i) for i, goal in enumerate(test)] for seed in range(e.seeds)]
-        returns = torch.stack([torch.stack(goals).mean(0) for goals in runs])
-        found = {f"ppo_return_{n}": statistics.over_seeds(returns[:, n]) for n in e.ppo_updates}
+        best, returns = tuned_ppo(e, training, test, e.ppo_settings, max(e.ppo_updates), e.seeds)
+        found = statistics.by_steps("ppo_return", e.ppo_updates, returns[:, list(e.ppo_updates)].T)
         for name, value in zip(("rate", "epochs", "discount"), best, strict=True):
             found[f"ppo_{name}"] = chosen(float(value))
         return found

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from helpers import estimators, losses, runtime
+from helpers import estimators, losses
 from helpers.lab import seeds, statistics
 from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Tolerance
-from helpers.learners.learned import LossDescent
+from helpers.learners.learned import LossDescent, begun
 from helpers.learners.paths import along, descended
 from helpers.numerics import tracing
-from helpers.types import Params, Started
+from helpers.types import Params, Started, Tasks
 
 # Hundreds of steps across kinks, or a rollout, amplify rounding; what a learned loss is judged by must stay inside what
 # five of them differ by, a share may change by one in fifty, and a rate that was picked not at all.
@@ -33,11 +33,8 @@ class Ml3Experiment(Experiment):
     """What the experiments with a learned loss share.
 
     Attributes:
-        inner_rate: step size of the inner loop that the meta-gradient passes through.
-        inner_steps: steps of the inner loop that the meta-gradient passes through.
         way: points on the way of an inner optimisation from which that inner loop begins (:func:`along`); 1 is the
             start alone.
-        meta_batch: tasks of an iteration.
         seeds: learned losses that are trained side by side, each on draws of its own.
     """
 
@@ -62,6 +59,13 @@ class Ml3Experiment(Experiment):
     @abstractmethod
     def tasks(self, count: int, generator: torch.Generator) -> Started:
         """Draw ``count`` tasks of meta-training, each with a start of its own."""
+
+    def from_starts(self, tasks: Tasks, few: int | None, generator: torch.Generator) -> Started:
+        """The tasks, each with first parameters of its own, or with one of the few that each seed has."""
+        model, count = self.learner().model, len(tasks.support.x)
+        if few is None:
+            return begun(model, tasks, generator)
+        return Started(*tasks, seeds.few_starts(model.init, few, self.seeds, count, generator))
 
     @abstractmethod
     def judge(self, run: Training, theta: Params) -> Metrics:
@@ -158,15 +162,3 @@ class Training(Run):
 def table(metrics: Metrics, kind: str, steps: Sequence[int], values: Tensor) -> None:
     """Enter ``kind_STEPS`` with intervals over seeds, of ``values`` ``[steps, seeds, tasks]``."""
     metrics |= statistics.by_steps(kind, steps, [entry.double().mean(1) for entry in values])
-
-
-def few_starts(study: Ml3Experiment, few: int, count: int, generator: torch.Generator) -> Params:
-    """First parameters of ``count`` tasks, the seeds one after the other, where each seed has but ``few`` to draw from.
-
-    The few are the same whenever this is called.
-    """
-    draws, device = runtime.generator(1), generator.device
-    pool = seeds.fresh(study.learner().model.init, study.seeds * few, draws)
-    seed = torch.arange(count, device=device) // max(1, count // study.seeds) % study.seeds
-    row = seed * few + torch.randint(few, (count,), generator=generator, device=device)
-    return {name: value.to(device)[row] for name, value in pool.items()}

@@ -47,8 +47,7 @@ class NestedExperiment(Experiment):
 
     Attributes:
         kind: one of :data:`KINDS`.
-        inner_rate: step size of the inner loop, the same for all starts.
-        inner_steps: steps of the inner loop, the same for all starts.
+        hidden, inner_rate, inner_steps: network and inner loop, the same for all starts.
         families: families in one iteration of training.
         steps: of meta-training on a family, at the third level. The other kinds see the same tasks in one heap.
         step_tasks: tasks that each of these steps sees.
@@ -255,9 +254,8 @@ def experiments() -> list[NestedExperiment]:
     return [
         NestedExperiment("turtles-third", "third"),
         NestedExperiment("turtles-second", "second"),
-        NestedExperiment(
-            "turtles-second-long", "second", iterations=7_500
-        ),  # about the processor time of turtles-third
+        # About the processor time of turtles-third.
+        NestedExperiment("turtles-second-long", "second", iterations=7_500),
         NestedExperiment("turtles-third-first-order", "third", first_order=True),
         NestedExperiment("turtles-joint", "joint"),
         NestedExperiment("turtles-random", "random", iterations=1),

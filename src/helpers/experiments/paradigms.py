@@ -15,10 +15,10 @@ from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments.few_shot import OnImages
 from helpers.fields import AT_LEAST_0, among, limited
 from helpers.lab import checkpoints, evaluation, records, seeds, statistics
 from helpers.lab.experiment import Run
+from helpers.lab.few_shot import OnImages
 from helpers.lab.statistics import Interval, Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.learners.feedforward import Amortized, AsItIs, Neighbours, Prototypes, Recurrent
@@ -67,9 +67,6 @@ class ParadigmExperiment(OnImages):
         family: ``"sinusoid"`` or ``"glyphs"`` (5-way).
         method: a key of ``METHODS``.
         shots: K in training.
-        inner_rate: step size of the inner loop in training.
-        inner_steps: steps of the inner loop in training.
-        meta_batch: tasks of an iteration.
         minibatch: examples of an iteration, for the two kinds of transfer.
         sources: functions or scripts that transfer learns from; a script has many classes.
         test_shots: K at test.

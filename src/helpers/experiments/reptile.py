@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.estimators.explicit import combinations, slug
-from helpers.experiments.few_shot import FewShotExperiment, FewShotRun, OnOmniglot
 from helpers.lab import evaluation, seeds, statistics
 from helpers.lab.evaluation import PREDICTED, Predictor, minibatch_episodes
 from helpers.lab.experiment import Experiment, Run
+from helpers.lab.few_shot import FewShotExperiment, FewShotRun, OnOmniglot
 from helpers.lab.statistics import Tolerance
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
 from helpers.models.convnet import ConvNet
@@ -55,7 +55,6 @@ class Omniglot(OnOmniglot):
         test_batch: examples in a minibatch of the evaluation.
         test_steps: minibatches of a test task.
         test_tasks: test episodes, with one query a class; the official code draws 10,000.
-        spot_tasks: of these, the first so many are evaluated on the way and once more by the records check.
     """
 
     headline = "inductive_accuracy"
@@ -240,7 +239,6 @@ class SineDemo(Experiment):
         inner_rate: of SGD, in training and at test.
         shots: points that are seen at test.
         inner_batch: points in a minibatch.
-        test_steps: inner steps at test after which the error on all points is measured.
     """
 
     made_of = "sinusoids"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
+from helpers.lab.statistics import Interval, over_seeds
 from helpers.learners.fine_tuning import FineTuning
 from helpers.models.seq2seq import greedy
 from helpers.tasks import names
@@ -75,3 +77,25 @@ class Translating:
                 half = len(written) // len(KINDS)
                 found += [errors(written[part], right[i][part]) for part in (slice(half), slice(half, None))]
         return torch.tensor(found, dtype=torch.float64).view(-1, len(codes), len(KINDS), 2).movedim(-1, 0)
+
+
+def summary(found: Tensor, label: str, groups: Mapping[str, Sequence[str]]) -> dict[str, Interval]:
+    """Intervals over seeds of character error rates ``cer_{label}`` and shares of exact names ``exact_{label}``.
+
+    Over all languages, by group, by group and kind of names, and the error rates by language.
+
+    Args:
+        found: ``[2, seeds, languages, kinds]``, see :meth:`Translating.translated`.
+        groups: the languages' codes by group, in the order of ``found``.
+    """
+    metrics, ends = {}, list(accumulate(len(codes) for codes in groups.values()))
+    parts = {name: slice(end - len(groups[name]), end) for name, end in zip(groups, ends, strict=True)}
+    for measure, values in zip(("cer", "exact"), found, strict=True):
+        metrics[f"{measure}_{label}"] = over_seeds(values.mean((1, 2)))
+        for group, part in parts.items():
+            metrics[f"{measure}_{label}_{group}"] = over_seeds(values[:, part].mean((1, 2)))
+            for k, kind in enumerate(KINDS):
+                metrics[f"{measure}_{label}_{group}_{kind}"] = over_seeds(values[:, part, k].mean(1))
+    for i, code in enumerate(chain(*groups.values())):
+        metrics[f"cer_{label}_language_{code}"] = over_seeds(found[0][:, i].mean(1))
+    return metrics

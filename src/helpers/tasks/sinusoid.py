@@ -85,3 +85,8 @@ class Sinusoids:
 def _uniform(low: float, high: float, n_tasks: int, n: int, generator: torch.Generator) -> torch.Tensor:
     """Uniform draws ``[T, n, 1]`` on the generator's device."""
     return low + (high - low) * torch.rand(n_tasks, n, 1, generator=generator, device=generator.device)
+
+
+def without_oracle(tasks: Tasks) -> Tasks:
+    """The tasks without the oracle's inputs: only x is left of (x, amplitude, phase)."""
+    return Tasks(*(Examples(examples.x[..., :1], examples.y) for examples in tasks))

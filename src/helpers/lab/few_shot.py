@@ -66,6 +66,8 @@ class FewShotExperiment(OnImages):
     Attributes:
         headline: the metric that comes first; whether the queries of a task are seen together is fixed beforehand, by
             what the paper reports.
+        headline_steps: inner steps of the headline, fixed beforehand: those of the paper.
+        chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.
     """
 
     headline: ClassVar[str] = "transductive_accuracy"
@@ -102,6 +104,20 @@ class OnOmniglot(FewShotExperiment):
         from helpers.tasks import omniglot
 
         return self.own.provenance() if self.own else omniglot.provenance()
+
+
+class OnGlyphs(FewShotExperiment):
+    """An experiment whose data are glyphs."""
+
+    def published(self, split: str) -> ImageClasses:
+        """Letters of scripts to train on, or of others to be judged on."""
+        from helpers.tasks import glyphs
+
+        return glyphs.load(split)
+
+    def data(self) -> dict[str, Any]:
+        """What the glyphs are drawn from."""
+        return self.own.provenance() if self.own else self.published("train").provenance
 
 
 def on_folder(experiment: Experiment, place: Path | str, trained: bool = False) -> OnImages:
