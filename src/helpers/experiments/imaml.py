@@ -52,9 +52,9 @@ class Omniglot(OnOmniglot):
         queries: query examples a class of a test task, and of each query set in training.
         query_sets: query sets of a training task. The released code has one, as small as the support set, in each of 32
             tasks; five in each of eight are more queries and, on a CPU, a third of the time.
-        outer_rate_final, outer_rate_hold, outer_rate_restarts: with so few tasks the outer gradients are noisy, so
-            Adam's rate goes to 0 after the first ``outer_rate_hold`` iterations, and again after each restart. (The
-            released code keeps it.)
+        outer_rate_final: 0, since with so few tasks the outer gradients are noisy. (The released code keeps its rate.)
+        outer_rate_hold: iterations after which Adam's rate begins to fall.
+        outer_rate_restarts: iterations at which the rate is back at ``outer_rate`` and goes down again.
         diagnosed_tasks: test tasks on which the linear solver's residual is measured.
         start: the experiment whose meta-parameters are the first ones; fresh ones if there is none.
     """

@@ -48,7 +48,7 @@ class TaggersExperiment(OnJets):
     iterations: int = 1_000
     outer_rate: float = 2e-3
     outer_rate_hold: int = 500
-    outer_rate_final: float = 2e-4
+    outer_rate_final: float | None = 2e-4
     seed: int = 0
     seeds: int = 5
     test_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)

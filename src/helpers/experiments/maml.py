@@ -26,7 +26,7 @@ from helpers.models.mlp import MLP
 from helpers.numerics import tracing
 from helpers.tasks.batches import drawn
 from helpers.tasks.episodes import FewShot
-from helpers.tasks.sinusoid import Sinusoids, without_oracle
+from helpers.tasks.sinusoid import Sinusoids, halves, without_oracle
 from helpers.types import Estimator, Params, Tasks
 
 MAML = seeds.side_by_side(estimators.maml)
@@ -259,27 +259,22 @@ class SinusoidTraining(Run):
         """
         return self.judged(theta, (self.experiment.shots, *self.experiment.other_shots))
 
-        def draw(seed: int) -> Tasks:
-            tasks = self.tasks(experiment.test_tasks, experiment.test_queries, runtime.generator(seed))
-            return tree_map(lambda t: t.to(self.device), tasks)
-
-        test, validation = draw(TEST_SEED), without_oracle(draw(TEST_SEED + 1))
-        pretrained = subtree_of(theta, "pretrained")
-        ends = [self.curves(pretrained, validation, rate)[-1] for rate in experiment.tuning_rates]
-        tuned = experiment.tuning_rates[int(torch.stack([e.clamp(max=DIVERGED).mean() for e in ends]).argmin())]
-        measured = {
-            "maml": self.curves(subtree_of(theta, "maml"), without_oracle(test)),
-            "pretrained": self.curves(pretrained, without_oracle(test), tuned),
-        }
-        metrics = {}
-        for kind, curve in measured.items():
-            for steps, errors in zip(experiment.test_steps, curve, strict=True):
-                metrics[f"{kind}_mse_{steps}"] = statistics.over_seeds(errors.clamp(max=DIVERGED).mean(1))
-                metrics[f"{kind}_diverged_{steps}"] = statistics.over_seeds((errors >= DIVERGED).double().mean(1))
-        oracle = vmap(vmap(self.oracle.task_loss, in_dims=(None, 0)))(subtree_of(theta, "oracle"), test).mean(1)
-        metrics["oracle_mse_0"] = statistics.over_seeds(oracle)
-        metrics["pretrained_rate"] = chosen(tuned)
-        headline = f"maml_mse_{max(experiment.test_steps)}"
+    def judged(self, theta: Params, every_shots: Sequence[int]) -> dict[str, statistics.Interval]:
+        """The metrics with these numbers of points alone."""
+        e, metrics = self.experiment, {}
+        for shots in dict.fromkeys(every_shots):
+            own = shots == e.shots
+            seed, steps = (TEST_SEED, e.test_steps) if own else (TEST_SEED + 10 * shots, e.other_steps)
+            test, validation = self._drawn(seed, shots), without_oracle(self._drawn(seed + 1, shots))
+            tuned = self._tuned(subtree_of(theta, "pretrained"), validation, steps)
+            self._judge(metrics, theta, without_oracle(test), steps, tuned, "" if own else f"_at_{shots}")
+            if own:
+                oracle = vmap(vmap(self.oracle.task_loss, in_dims=(None, 0)))(subtree_of(theta, "oracle"), test)
+                metrics["oracle_mse_0"] = statistics.over_seeds(oracle.mean(1))
+                metrics["pretrained_rate"] = chosen(tuned)
+            if shots == min(e.other_shots):
+                self._judge(metrics, theta, without_oracle(halves(test)), e.other_steps, tuned, "_unseen_half")
+        headline = f"maml_mse_{max(e.test_steps)}"
         return {headline: metrics[headline]} | metrics
 
     def _drawn(self, seed: int, shots: int) -> Tasks:
@@ -305,17 +300,6 @@ class SinusoidTraining(Run):
                     (errors >= DIVERGED).double().mean(1)
                 )
                 metrics[f"{kind}_median_{number}{suffix}"] = statistics.over_seeds(capped.median(1).values)
-
-
-def _halves(tasks: Tasks) -> Tasks:
-    """The same sinusoids, with the support points in the right half of the inputs and the queries in the left one."""
-
-    def moved(examples: Examples, sign: int) -> Examples:
-        x, amplitude, phase = examples.x.split(1, -1)
-        x = sign * x.abs()
-        return Examples(torch.cat([x, amplitude, phase], -1), amplitude * torch.sin(x - phase))
-
-    return Tasks(moved(tasks.support, 1), moved(tasks.query, -1))
 
 
 def experiments() -> list[Omniglot | SinusoidStudy]:

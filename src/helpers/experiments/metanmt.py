@@ -43,9 +43,14 @@ class Translation(Experiment):
     Attributes:
         method: one of ``METHODS``.
         sources: training languages.
-        validation, seen, held: languages of validation, and of the test, whose families training has seen, or not.
-        hidden, embedding: sizes of the network.
-        batch, inner_rate, count: see :func:`~helpers.estimators.equal_cost.method`.
+        validation: languages of validation.
+        seen: test languages whose families training has seen.
+        held: test languages of other families.
+        hidden: width of the network's layers.
+        embedding: numbers that stand for a letter.
+        batch: names of a language in a meta-batch, see :func:`~helpers.estimators.equal_cost.method`.
+        inner_rate: step size of the inner loop in training.
+        count: minibatches of the inner loop, see :func:`~helpers.estimators.equal_cost.method`.
         budget: gradients of names of one seed.
         outer_rate: Adam's first rate.
         outer_rate_final: Adam's last rate; it goes there linearly, and none keeps the first one.

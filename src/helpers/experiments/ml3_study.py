@@ -160,5 +160,10 @@ class Training(Run):
 
 
 def table(metrics: Metrics, kind: str, steps: Sequence[int], values: Tensor) -> None:
-    """Enter ``kind_STEPS`` with intervals over seeds, of ``values`` ``[steps, seeds, tasks]``."""
-    metrics |= statistics.by_steps(kind, steps, [entry.double().mean(1) for entry in values])
+    """Enter ``kind_STEPS`` with intervals over seeds, of ``values`` ``[steps, seeds, tasks]``.
+
+    Where no seed differs from another, since nothing that was learned is used, the interval is over tasks instead.
+    """
+    for number, entry in zip(steps, values.double(), strict=True):
+        learned = not torch.equal(entry, entry[:1].expand_as(entry))
+        metrics[f"{kind}_{number}"] = statistics.over_seeds(entry.mean(1)) if learned else statistics.interval(entry[0])

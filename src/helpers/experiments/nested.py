@@ -47,7 +47,8 @@ class NestedExperiment(Experiment):
 
     Attributes:
         kind: one of :data:`KINDS`.
-        hidden, inner_rate, inner_steps: network and inner loop, the same for all starts.
+        inner_rate: step size of the inner loop, the same for all starts.
+        inner_steps: steps of the inner loop, the same for all starts.
         families: families in one iteration of training.
         steps: of meta-training on a family, at the third level. The other kinds see the same tasks in one heap.
         step_tasks: tasks that each of these steps sees.

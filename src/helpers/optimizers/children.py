@@ -29,7 +29,9 @@ class Children:
     Attributes:
         data_set: ``"digits"`` or ``"cifar10"``.
         size: height and width of the images.
-        train, valid, test: numbers of images.
+        train: training images.
+        valid: validation images, whose accuracy is the reward.
+        test: test images.
         batch: images of a minibatch.
         epochs: of a child's training, the one of the sweep included.
         hopeless: a child whose best score after one epoch is not above this is trained no further; chance is 0.1.
