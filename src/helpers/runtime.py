@@ -98,6 +98,13 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device=device).manual_seed(whole(seed, "seed", 0, 2**64 - 1))
 
 
+def on_cpu(draws: torch.Generator) -> torch.Generator:
+    """The generator, or one on the CPU that it seeds."""
+    if draws.device.type == "cpu":
+        return draws
+    return generator(int(torch.randint(2**62, (1,), generator=draws, device=draws.device)))
+
+
 def can_compile() -> bool:
     """Whether ``torch.compile`` works here: it is tried once, on one line (some seconds).
 

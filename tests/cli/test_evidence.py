@@ -11,8 +11,8 @@ from commands import call, train
 
 from helpers import experiments, settings
 from helpers.experiments import metrics
-from helpers.experiments.base import Experiment
 from helpers.lab import claims, records, variants, verdicts
+from helpers.lab.experiment import Experiment
 
 
 def test_show_explains_every_field(capsys):

@@ -11,9 +11,9 @@ from pictures import folder
 from refusals import refused
 
 from helpers import experiments, losses
-from helpers.experiments.few_shot import OnImages, accuracy_curve, on_folder
 from helpers.lab import checkpoints, training, variants
-from helpers.lab.evaluation import adaptation_curve
+from helpers.lab.evaluation import accuracy_curve, adaptation_curve
+from helpers.lab.few_shot import OnImages, on_folder
 from helpers.learners.descent import GradientDescent
 from helpers.models.convnet import ConvNet
 from helpers.numerics import tracing

@@ -7,17 +7,18 @@ import dataclasses
 import re
 from dataclasses import replace
 from functools import cache
-from typing import ClassVar, get_origin, get_type_hints
+from typing import get_origin, get_type_hints
 
 import pytest
 import torch
 from refusals import refused
 from tiny import Tiny, TinyRun
 
-from helpers import experiments
-from helpers.experiments import base, fields, maml, nos
-from helpers.experiments.few_shot import FewShotExperiment
-from helpers.lab import protocols, records
+from helpers import experiments, fields
+from helpers.experiments import maml, nos
+from helpers.lab import experiment as base
+from helpers.lab import records
+from helpers.lab.few_shot import FewShotExperiment
 from helpers.lab.statistics import Interval
 from helpers.runtime import root
 
@@ -44,16 +45,8 @@ def test_every_kind_stands_in_the_frame(name):
     hints = fields.hints(kind)
     assert all(isinstance(hints[name], type) or get_origin(hints[name]) for name in names)
     # What an experiment must have and what it may have is all there, as a field, a property or a default.
-    assert all(hasattr(KINDS[name], asked) for asked in get_type_hints(protocols.Experiment))
+    assert all(hasattr(KINDS[name], asked) for asked in get_type_hints(base.Experiment))
     assert set(names) <= set(KINDS[name].config()) | {"own", "start", "watched"}
-
-
-def test_the_frame_has_all_that_the_laboratory_asks_for():
-    for asked, given in ((protocols.Experiment, base.Experiment), (protocols.Run, base.Run)):
-        declared = {name for one in given.__mro__ for name in getattr(one, "__annotations__", {})}
-        methods = {name for name in vars(asked) if callable(getattr(asked, name)) and not name.startswith("_")}
-        assert set(asked.__annotations__) <= declared and all(callable(getattr(given, name)) for name in methods)
-    assert get_origin(get_type_hints(base.Run)["forms"]) is ClassVar
 
 
 def test_nothing_optional_is_looked_up_by_name():

@@ -13,11 +13,9 @@ from toy_jets import crowd
 
 from helpers import estimators, losses
 from helpers.experiments import jets as taggers
-from helpers.experiments import jets_protocol
 from helpers.experiments.jets import Tagging, TaggingTraining
 from helpers.experiments.jets_cuts import Cuts, CutsMeasured
 from helpers.experiments.jets_matrix import Matrix, MatrixTraining
-from helpers.experiments.jets_protocol import Supervision
 from helpers.lab import statistics
 from helpers.lab.ranking import Judge
 from helpers.lab.training import train
@@ -27,9 +25,12 @@ from helpers.learners.proximal import Proximal
 from helpers.models.deep_sets import DeepSets
 from helpers.models.layers import stacked
 from helpers.models.mlp import MLP
+from helpers.models.taggers import tagger
 from helpers.runtime import generator
 from helpers.tasks import jets
+from helpers.tasks.jets import protocol as jets_protocol
 from helpers.tasks.jets.detector import Observables, View
+from helpers.tasks.jets.protocol import Supervision
 from helpers.tasks.jets.tasks import JetTasks
 from helpers.types import Examples, Tasks
 
@@ -213,7 +214,7 @@ def test_every_split_has_jets_of_its_own(samples):
 
 def test_taggers_judge_jets_one_by_one():
     for kind, x in (("images", torch.rand(4, 1, 25, 25)), ("particles", torch.rand(4, 40, 3))):
-        model = jets_protocol.tagger(kind)
+        model = tagger(kind)
         params = model.init(generator(0))
         assert model(params, x).shape == (4, 2) and all(model.is_adapted(name) for name in params)
         torch.testing.assert_close(model(params, x), torch.cat([model(params, one[None]) for one in x]))
@@ -222,7 +223,7 @@ def test_taggers_judge_jets_one_by_one():
 
 
 def test_what_does_not_exist_is_refused():
-    assert "no tagger of 'graphs'" in refused(lambda: jets_protocol.tagger("graphs"))
+    assert "no tagger of 'graphs'" in refused(lambda: tagger("graphs"))
     assert "not 'anil'" in refused(lambda: Tagging("x", "anil").learner())
     assert "the inner of x must be one of labels, proportions, mixture, not 'guess'" in refused(
         lambda: Tagging("x", "maml", inner="guess").learner()
@@ -595,20 +596,6 @@ def seen(mass, tau21):
     return Observables(torch.full_like(mass, 300), mass, tau21)
 
 
-def test_the_cut_prefers_the_window_then_small_ratios():
-    cuts = CutsMeasured(Cuts("x"), None, CPU)
-    best_first = seen([80, 65, 105, 90, 64, 107, 60, 160, 0], [0.0, 0.1, 0.5, 0.9, 0.9, 0.0, 0.5, 0.2, 0.0])
-    values = cuts.cut(best_first)
-    assert (values.diff() < 0).all() and (values[:4] > 0).all() and (values[4:] < 0).all()
-    inside, outside = (cuts.cut(seen(mass, [0.3] * 3)) for mass in ([66, 80, 104], [40, 60, 64]))
-    assert len(inside.unique()) == 1 and torch.equal(outside, cuts.cut(seen([40, 60, 64], [0.1, 0.5, 0.9])))
-
-
-def test_cells_of_mass_and_ratio():
-    cuts = CutsMeasured(Cuts("x", bins=4), None, CPU)
-    assert cuts.bin(seen([0, 39, 41, 159, 500, 80], [0.0, 0.3, 0.6, 0.99, 1.0, 0.1])).tolist() == [0, 1, 6, 15, 15, 8]
-
-
 def test_the_likelihood_ratio_of_known_counts(monkeypatch):
     """27 domains with four jets of each process; one is added to every cell."""
     cuts = CutsMeasured(Cuts("x", bins=2), None, CPU)
@@ -663,7 +650,7 @@ def test_all_experiments_differ():
     assert all(one not in settings[:i] for i, one in enumerate(settings))
     for one in known:
         if isinstance(one, Tagging):
-            assert one.learner().model == jets_protocol.tagger(one.tagger)
+            assert one.learner().model == tagger(one.tagger)
 
 
 def test_an_experiment_that_only_measures_can_be_asked_again(samples, monkeypatch, tmp_path):

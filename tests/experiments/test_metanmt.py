@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from helpers.errors import UserError
+from helpers.estimators.equal_cost import method
 from helpers.estimators.explicit import maml
 from helpers.experiments import catalogue, metanmt
-from helpers.experiments.metanmt import TEST_SEED, Translation, method
+from helpers.experiments.metanmt import TEST_SEED, Translation
 from helpers.lab import checkpoints, records, training
+from helpers.lab.translation import KINDS
 from helpers.learners.descent import GradientDescent
 from helpers.learners.fine_tuning import FineTuning
 from helpers.learners.minibatch import MinibatchAdam
@@ -60,7 +62,7 @@ def test_errors_by_hand():
 def test_gradient_by_finite_differences(name, library):
     """Of the losses that each method goes down, its inner gradient held where it is; and what a step of it costs."""
     model = Seq2Seq(VOCABULARY, LONGEST, hidden=3, embedding=3)
-    learner, estimator, size = method(name, model, batch=2, inner_rate=0.5, count=4)
+    learner, estimator, size = method(name, model, translation_loss, batch=2, inner_rate=0.5, count=4)
     count = size.pop("tasks")
     assert count * sum(size.values()) == 8  # names, and so gradients: the same for all
     tasks = LanguageTasks(library, ("de", "lt"), **size).sample(count, generator(0))
@@ -139,7 +141,7 @@ def test_an_experiment_end_to_end(tmp_path, monkeypatch):
     for shots in SMALL.sizes:
         for measure in ("cer", "exact"):
             for group in ("seen", "held"):
-                kinds = [metrics[f"{measure}_{shots}_{group}_{kind}"] for kind in metanmt.KINDS]
+                kinds = [metrics[f"{measure}_{shots}_{group}_{kind}"] for kind in KINDS]
                 whole = metrics[f"{measure}_{shots}_{group}"]
                 assert whole["n"] == 2 and whole["value"] == pytest.approx(sum(k["value"] for k in kinds) / 2)
         each = [metrics[f"cer_{shots}_language_{code}"]["value"] for code in ("af", "az", "mi")]
@@ -160,7 +162,7 @@ def test_an_experiment_end_to_end(tmp_path, monkeypatch):
 
 def test_seeds_side_by_side_are_seeds_apart(library):
     """The gradient of each seed is that of its own network on its own languages."""
-    learner, estimator, size = method("fomaml", SMALL.model(), 2, 0.3, 4)
+    learner, estimator, size = method("fomaml", SMALL.model(), translation_loss, 2, 0.3, 4)
     count = size.pop("tasks")
     family = LanguageTasks(library, ("de", "fr"), **size)
     drawn = [family.sample(count, generator(seed)) for seed in range(2)]
@@ -190,7 +192,7 @@ def test_recorded_experiments_spend_the_same_and_never_meet_the_test_languages()
         assert not set(e.sources) & {*e.validation, *e.seen, *e.held}
         json.dumps(e.config())
         if e.method != "scratch":
-            _, _, size = method(e.method, e.model(), e.batch, e.inner_rate, e.count)
+            _, _, size = method(e.method, e.model(), translation_loss, e.batch, e.inner_rate, e.count)
             assert size["tasks"] * (size["support"] + size["query"]) == e.per_step == 144
             assert e.iterations * e.per_step == pytest.approx(e.budget, abs=e.per_step)
     trained = [e.config() | {"name": "", "method": "", "sources": ""} for e in chosen if e.method != "scratch"]
@@ -210,4 +212,4 @@ def test_records_say_what_was_chosen():
 
 def test_bad_input_is_refused():
     with pytest.raises(UserError, match="there is no method 'magic': choose one of scratch, transfer, fomaml, reptile"):
-        method("magic", SMALL.model())
+        method("magic", SMALL.model(), translation_loss)

@@ -12,8 +12,9 @@ import torch
 from refusals import refused
 from torch.func import grad, vmap
 
-from helpers.experiments.ml3_digits import DIVERGED, Digits, experiments
+from helpers.experiments.ml3_digits import Digits, experiments
 from helpers.lab import checkpoints, training
+from helpers.lab.evaluation import DIVERGED
 from helpers.learners.descent import GradientDescent
 from helpers.learners.learned import LossDescent
 from helpers.learners.paths import MinibatchLossDescent

@@ -13,13 +13,14 @@ from helpers.errors import UserError
 from helpers.experiments import nos, nos_transfer
 from helpers.lab import checkpoints, records, training
 from helpers.models.layers import subtree
+from helpers.optimizers import children, entries, search
 from helpers.optimizers.child_training import Outcome
 from helpers.optimizers.language import grammar, parse
 from helpers.optimizers.rules import BASELINES, PAPER_RULES
 from helpers.runtime import generator
 from helpers.tasks import small_images
 
-TINY = nos.Children(train=200, valid=100, test=100, filters=4, epochs=2, chunk=7)
+TINY = children.Children(train=200, valid=100, test=100, filters=4, epochs=2, chunk=7)
 SEARCH = nos.Search(
     "nos-test",
     TINY,
@@ -59,29 +60,33 @@ def searched(search: nos.Search, theta=None, iterations: int | None = None, judg
 # ---------------------------------------- the search
 
 
+def rows_of(theta):
+    return search.table(SEARCH, subtree(theta, nos.LOG))
+
+
 def test_log_holds_every_proposal_and_no_rule_is_trained_twice():
     theta, judge, _ = searched(SEARCH)
-    rows = nos.table(SEARCH, theta)
-    assert len(rows) == SEARCH.rounds * len(nos.METHODS) * SEARCH.searches * SEARCH.proposals
+    rows = rows_of(theta)
+    assert len(rows) == SEARCH.rounds * len(search.METHODS) * SEARCH.searches * SEARCH.proposals
     assert len(judge.asked) == len(set(judge.asked)) == len({row["rule"] for row in rows})
     assert {parse(row["rule"]) for row in rows} == set(judge.asked)
     assert sum(row["seconds"] > 0 for row in rows) == len(judge.asked), "a rule costs time once"
     assert all(row["reward"] == float("m" in parse(row["rule"]).leaves) for row in rows)
-    assert {row["method"] for row in rows} == set(nos.METHODS)
+    assert {row["method"] for row in rows} == set(search.METHODS)
     assert {row["round"] for row in rows} == set(range(SEARCH.rounds))
 
 
 def test_new_proposals_come_once_a_round():
     theta, _, _ = searched(SEARCH, iterations=SEARCH.ppo_steps)
-    assert {row["round"] for row in nos.table(SEARCH, theta)} == {0}
+    assert {row["round"] for row in rows_of(theta)} == {0}
     theta, _, _ = searched(SEARCH, iterations=SEARCH.ppo_steps + 1)
-    assert {row["round"] for row in nos.table(SEARCH, theta)} == {0, 1}
+    assert {row["round"] for row in rows_of(theta)} == {0, 1}
 
 
 def test_controllers_move_and_random_search_does_not_know_them():
     """The same seed with another outer rate: random proposals of the first rounds agree, the controllers' part."""
     slow, fast = (searched(replace(SEARCH, outer_rate=rate))[0] for rate in (0.0, 0.1))
-    rows = [nos.table(SEARCH, theta) for theta in (slow, fast)]
+    rows = [rows_of(theta) for theta in (slow, fast)]
     first = [[row["rule"] for row in r if row["round"] == 0] for r in rows]
     assert first[0] == first[1]
     name = nos.CONTROLLER + "head.weight"
@@ -123,22 +128,22 @@ def test_record_and_table_of_a_search(tmp_path, monkeypatch):
     metrics = record["metrics"]
     monkeypatch.setattr(records, "folder", lambda: tmp_path / "records")
     rows = records.load_table("nos-test")
-    assert rows == nos.table(SEARCH, checkpoints.load_theta("nos-test", tmp_path / "checkpoints"))
+    assert rows == rows_of(checkpoints.load_theta("nos-test", tmp_path / "checkpoints"))
     assert metrics["proposals"]["value"] == len(rows)
     assert metrics["children"]["value"] == len({row["rule"] for row in rows})
-    for method in nos.METHODS:
+    for method in search.METHODS:
         every = [[r["reward"] for r in rows if (r["method"], r["search"]) == (method, s)] for s in range(2)]
         means = [sum(values) / len(values) for values in every]
         assert metrics[f"{method}_reward"]["value"] == pytest.approx(sum(means) / 2, abs=1e-6)
         assert metrics[f"{method}_reward"]["n"] == 2
     assert metrics["again_reward"]["value"] == pytest.approx(
-        sum(row["reward"] for row in nos.best(rows, 2)) / 2, abs=0.05
+        sum(row["reward"] for row in search.best(rows, 2)) / 2, abs=0.05
     ), "the best rules, trained again in other company, are as good"
 
 
 def test_best_rows_are_different_rules_in_order():
     rows = [{"rule": r, "reward": v} for r, v in (("g", 0.5), ("m", 0.9), ("g", 0.5), ("adam", 0.9), ("v", 0.1))]
-    assert [row["rule"] for row in nos.best(rows, 3)] == ["m", "adam", "g"]
+    assert [row["rule"] for row in search.best(rows, 3)] == ["m", "adam", "g"]
 
 
 def test_wrong_number_of_iterations_is_refused():
@@ -150,7 +155,7 @@ def test_wrong_number_of_iterations_is_refused():
 
 
 def test_digits_are_split_and_standardised():
-    train, valid, test = nos.images("digits", 8, 300, 200, 100)
+    train, valid, test = small_images.images("digits", 8, 300, 200, 100)
     assert [tuple(part.x.shape) for part in (train, valid, test)] == [(n, 1, 8, 8) for n in (300, 200, 100)]
     assert abs(train.x.mean()) < 1e-5 and abs(train.x.std() - 1) < 1e-5
     images = {tuple(image.flatten().tolist()) for part in (train, valid, test) for image in part.x}
@@ -160,7 +165,7 @@ def test_digits_are_split_and_standardised():
 @pytest.mark.parametrize(("data", "train"), [("letters", 100), ("digits", 5_000)])
 def test_impossible_images_are_refused(data, train):
     with pytest.raises(UserError):
-        nos.images(data, 8, train, 100, 100)
+        small_images.images(data, 8, train, 100, 100)
 
 
 # ---------------------------------------- tables
@@ -192,9 +197,10 @@ def test_missing_and_damaged_tables_are_said(tmp_path, monkeypatch):
 
 def tiny_transfer(monkeypatch, **changes) -> nos_transfer.Transfer:
     """A transfer on the small digits instead of CIFAR-10."""
-    monkeypatch.setattr(small_images, "images", lambda data, *rest: nos.images("digits", *rest))
+    images = small_images.images
+    monkeypatch.setattr(small_images, "images", lambda data, *rest: images("digits", *rest))
     monkeypatch.setattr(small_images, "provenance", lambda data: {"data": "digits"})
-    monkeypatch.setattr(nos_transfer, "child", lambda size, channels: nos.child(size, 1, 4))
+    monkeypatch.setattr(nos_transfer, "child", lambda size, channels: children.child(size, 1, 4))
     settings = {
         "size": 8,
         "train": 300,
@@ -209,7 +215,7 @@ def tiny_transfer(monkeypatch, **changes) -> nos_transfer.Transfer:
 
 
 def test_transfer_sweeps_then_trains_from_other_starts(tmp_path, monkeypatch):
-    rules = (*nos_transfer.TABLE[:3], ("rule04", PAPER_RULES[3], None), ("linear", PAPER_RULES[3], "linear"))
+    rules = (*entries.TABLE[:3], ("rule04", PAPER_RULES[3], None), ("linear", PAPER_RULES[3], "linear"))
     transfer = tiny_transfer(monkeypatch, rules=rules)
     record = training.train(transfer, data=tmp_path, progress=False, say=lambda _: None)
     monkeypatch.setattr(records, "folder", lambda: tmp_path / "records")
@@ -248,7 +254,7 @@ def test_every_rule_of_the_table_is_trained():
     assert {parse(rule) for rule in (*PAPER_RULES, *BASELINES.values())} <= trained
     assert len(PAPER_RULES) == 16
     labels = [label for label, _, _ in transfer.rules]
-    assert len(labels) == len(set(labels)) and labels[7] == nos_transfer.POWERSIGN_LABEL == "rule04"
+    assert len(labels) == len(set(labels)) and labels[7] == entries.POWERSIGN_LABEL == "rule04"
 
 
 def test_experiments_are_in_the_catalogue():

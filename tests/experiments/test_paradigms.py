@@ -15,6 +15,7 @@ from helpers.experiments import ablation, paradigms
 from helpers.experiments.ablation import PARTS, Combined
 from helpers.lab import checkpoints, training
 from helpers.runtime import generator
+from helpers.tasks import glyphs
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -49,7 +50,7 @@ def test_every_method_trains_and_is_judged(name, tmp_path, monkeypatch):
     metrics, kind = run.evaluate(theta), "accuracy" if e.ways else "mse"
     assert next(iter(metrics)) == f"{kind}_{e.shots}"
     assert {f"{kind}_{k}" for k in e.test_shots} < metrics.keys()
-    assert {f"{kind}_{shift}" for shift in paradigms.shifted(e)} < metrics.keys()
+    assert {f"{kind}_{shift}" for shift in e.shifts()} < metrics.keys()
     assert all(math.isfinite(m.value) for m in metrics.values())
     descends = e.method in paradigms.DESCENDING
     assert (f"{kind}_before" in metrics) == descends
@@ -87,9 +88,9 @@ def test_all_methods_of_a_family_see_the_same_test_tasks():
 
 
 def test_scripts_of_training_validation_and_test_are_disjoint():
-    train, valid, test = paradigms.glyph_splits()
+    train, valid, test = glyphs.three_parts()
     scripts = [set(pool.groups) for pool in (train, valid, test)]
-    assert scripts[1] == set(paradigms.VALIDATION_SCRIPTS)
+    assert scripts[1] == set(glyphs.VALIDATION_SCRIPTS)
     assert not scripts[0] & scripts[1] and not scripts[0] & scripts[2] and not scripts[1] & scripts[2]
     assert min(len(pool) for pool in (train, valid, test)) >= 50
 
@@ -110,9 +111,9 @@ def test_shifted_families():
 def test_sources_of_transfer():
     _, one = small("ways-glyphs-transfer")
     _, many = small("ways-glyphs-multisource")
-    scripts = paradigms.glyph_splits()[0].groups
-    assert one.sources.outputs(0) == max(scripts.count(s) for s in set(scripts)) != one.sources.outputs(1)
-    assert many.sources.outputs(0) == many.sources.outputs(1) == len(scripts)
+    scripts = glyphs.three_parts()[0].groups
+    assert one.sources[0].outputs == max(scripts.count(s) for s in set(scripts)) != one.sources[1].outputs
+    assert many.sources[0].outputs == many.sources[1].outputs == len(scripts)
     theta = many.init(generator(0))
     start = many.start(theta, 1)
     assert start["head.weight"].shape[1] == 5 and not start["head.weight"].any()

@@ -12,13 +12,11 @@ import torch
 from helpers import experiments, runtime, tasks
 from helpers.experiments import (
     ablation,
-    base,
     imaml,
     imaml_comparison,
     jets,
     jets_cuts,
     jets_matrix,
-    jets_protocol,
     maml,
     metanmt,
     ml3,
@@ -31,10 +29,12 @@ from helpers.experiments import (
     paradigms,
     reptile,
 )
-from helpers.lab import training
+from helpers.lab import experiment, training
 from helpers.numerics import tracing
+from helpers.optimizers import children, entries
 from helpers.optimizers.rules import PAPER_RULES
 from helpers.tasks import glyphs, omniglot, small_images
+from helpers.tasks.jets import protocol as jets_protocol
 from helpers.tasks.jets import samples
 
 SHORT = {"iterations": 2, "evaluate_every": 1}
@@ -54,7 +54,7 @@ TURTLES = {
     "families": 2, "steps": 1, "step_tasks": 2, "query_tasks": 2, "hidden": (4,), "seeds": 2, "measured": (0, 1),
     "sgd_rates": (0.1,), "adam_rates": (0.01,), "levels": (1.0,),
 }  # fmt: skip
-CHILDREN = nos.Children(train=100, valid=50, test=50, batch=50, filters=2, epochs=1, chunk=7)
+CHILDREN = children.Children(train=100, valid=50, test=50, batch=50, filters=2, epochs=1, chunk=7)
 
 
 def on_omniglot(kind, **settings):
@@ -133,7 +133,7 @@ MINIATURES = {
         recheck=1,
     ),
     "nos-transfer": lambda: nos_transfer.Transfer(
-        "mini", rules=(*nos_transfer.TABLE[:2], ("rule04", PAPER_RULES[3], "linear")), size=8, train=100, valid=50,
+        "mini", rules=(*entries.TABLE[:2], ("rule04", PAPER_RULES[3], "linear")), size=8, train=100, valid=50,
         test=50, batch=50, epochs=1, seeds=2, found=0, chunk=5, rates=(1e-2,),
     ),
     **{
@@ -180,12 +180,13 @@ def little(monkeypatch):
 
     A spot check that is a whole evaluation is left out: two of those follow at the end.
     """
-    monkeypatch.setattr(base.Run, "spot_check", lambda run, theta: {})
+    monkeypatch.setattr(experiment.Run, "spot_check", lambda run, theta: {})
     monkeypatch.setattr(omniglot, "load", lambda *_, **__: few_glyphs())
     monkeypatch.setattr(omniglot, "provenance", lambda: few_glyphs().provenance)
-    monkeypatch.setattr(small_images, "images", lambda data, *rest: nos.images("digits", *rest))
+    images = small_images.images
+    monkeypatch.setattr(small_images, "images", lambda data, *rest: images("digits", *rest))
     monkeypatch.setattr(small_images, "provenance", lambda data: {"data": "digits"})
-    monkeypatch.setattr(nos_transfer, "child", lambda size, channels: nos.child(size, 1, 2))
+    monkeypatch.setattr(nos_transfer, "child", lambda size, channels: children.child(size, 1, 2))
     monkeypatch.setattr(tracing, "_specialized", lambda function, build: function)
     monkeypatch.setattr(reptile, "BLOCK", 2)
     monkeypatch.setattr(imaml_comparison, "REPTILE_STEPS", 2)

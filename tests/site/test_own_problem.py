@@ -79,8 +79,8 @@ def test_the_commands_of_the_page(place, monkeypatch, capsys):
 
 def test_the_settings_of_the_page_exist(place):
     from helpers import experiments
-    from helpers.experiments.few_shot import on_folder
     from helpers.lab import variants
+    from helpers.lab.few_shot import on_folder
 
     folder, *_ = place
     own = on_folder(experiments.find("maml-omniglot-5w1s"), folder / "drawings")

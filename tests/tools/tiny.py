@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from helpers import estimators, losses, runtime
-from helpers.experiments.base import Experiment, Run
-from helpers.experiments.fields import limited
+from helpers.fields import limited
 from helpers.lab import checkpoints, evaluation, records, statistics, training
+from helpers.lab.experiment import Experiment, Run
 from helpers.learners.descent import GradientDescent
 from helpers.models.mlp import MLP
 from helpers.tasks.sinusoid import Sinusoids

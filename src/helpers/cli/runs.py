@@ -68,7 +68,7 @@ def train(options: argparse.Namespace) -> int | None:
 
 def _on_folder(experiment, place: Path | None, trained: bool):
     """The experiment on the images of a folder, if there is one."""
-    from helpers.experiments import few_shot
+    from helpers.lab import few_shot
 
     return experiment if place is None else few_shot.on_folder(experiment, place, trained)
 

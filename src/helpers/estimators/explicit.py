@@ -149,6 +149,30 @@ def combination(weights: Sequence[float]) -> Estimator:
     return run
 
 
+def combinations(longest: int) -> dict[str, tuple[float, ...]]:
+    """Name and weights of the combinations of Figure 3 of Reptile's paper, in the order of its legend.
+
+    Of k = 1 … ``longest`` gradients: their sum, the sum divided by k, and the last alone.
+
+    >>> list(combinations(2))
+    ['g1', 'g1+g2', '(g1+g2)/2', 'g2']
+    """
+    found = {}
+    for k in range(1, longest + 1):
+        total = "+".join(f"g{i}" for i in range(1, k + 1))
+        found[total] = (1.0,) * k
+        if k > 1:
+            found[f"({total})/{k}"] = (1.0 / k,) * k
+            found[f"g{k}"] = (0.0,) * (k - 1) + (1.0,)
+    return found
+
+
+def slug(kind: str) -> str:
+    """A combination's name as the beginning of a metric's: ``(g1+g2)/2`` is ``mean_g1_g2``."""
+    gradients = kind.split("/")[0].strip("()").replace("+", "_")
+    return f"mean_{gradients}" if kind.startswith("(") else gradients
+
+
 def inner_step(learner: Descent, theta: Params, phi: Params, support: Examples) -> Params:
     """One inner step of every task."""
     return vmap(learner.step, in_dims=(None, 0, 0))(theta, phi, support)

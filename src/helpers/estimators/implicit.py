@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
+from torch.utils._pytree import tree_map
 
 from helpers.errors import UserError
 from helpers.estimators.checks import check, name_of, watched
@@ -128,6 +129,24 @@ class ImplicitGradient:  # noqa: N801 (an estimator, like the functions beside i
         gradient |= {name: gradient[name] + g.sum(0) for name, g in direct.items()}
         gradient = {name: g / count for name, g in gradient.items()}
         return Implicit(gradient, losses, adapted | frozen, solvers.dot(inner, inner).sqrt(), solution)
+
+    def diagnosed(self, learner: Proximal, theta: Params, tasks: Tasks, chunk: int) -> dict[str, Tensor]:
+        """How well the inner problems and the linear systems are solved, of every task: ``residual`` of the linear
+        solver, ``stationarity`` of the inner solution, and whether curvature was ``indefinite``.
+
+        Args:
+            chunk: tasks at a time.
+        """
+        found = []
+        for begin in range(0, len(tasks.support.x), chunk):
+            some = tree_map(lambda t, begin=begin: t[begin : begin + chunk], tasks)
+            found.append(self.solve(learner, theta, some))
+        parts = {
+            "residual": [one.solution.residual for one in found],
+            "stationarity": [one.stationarity for one in found],
+            "indefinite": [one.solution.indefinite.double() for one in found],
+        }
+        return {kind: torch.cat(values).cpu() for kind, values in parts.items()}
 
 
 imaml = ImplicitGradient  # an estimator, like the functions beside it

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from helpers import losses
-from helpers.experiments.fields import among
 from helpers.experiments.paradigms import ParadigmExperiment
+from helpers.fields import among
 from helpers.learners.learned import LearnedDescent
 from helpers.losses import LearnedLoss
 from helpers.models.mlp import MLP

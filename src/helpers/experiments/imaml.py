@@ -11,14 +11,16 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.errors import UserError
-from helpers.experiments.base import Tolerance, chosen, drawn
-from helpers.experiments.few_shot import FewShotRun, OnOmniglot, accuracies, accuracy_curve
-from helpers.experiments.fields import among
+from helpers.fields import among
 from helpers.lab import checkpoints, statistics
+from helpers.lab.evaluation import accuracies, accuracy_curve
+from helpers.lab.few_shot import FewShotRun, OnOmniglot
+from helpers.lab.statistics import Tolerance, chosen
 from helpers.learners.proximal import HessianFree, Proximal
 from helpers.models.convnet import ConvNet
 from helpers.numerics import tracing
 from helpers.numerics.solvers import conjugate_gradient
+from helpers.tasks.batches import drawn
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
 from helpers.types import Estimator, Params, Tasks
@@ -53,13 +55,8 @@ class Omniglot(OnOmniglot):
         outer_rate_final: 0, since with so few tasks the outer gradients are noisy. (The released code keeps its rate.)
         outer_rate_hold: iterations after which Adam's rate begins to fall.
         outer_rate_restarts: iterations at which the rate is back at ``outer_rate`` and goes down again.
-        headline_steps: inner steps of ``transductive_accuracy``, those of training.
-        spot_tasks: test tasks of the points on the way.
         diagnosed_tasks: test tasks on which the linear solver's residual is measured.
-        chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.
         start: the experiment whose meta-parameters are the first ones; fresh ones if there is none.
-        watched: the metric of the points on the way by which training notices that the run loses its footing
-            (:func:`helpers.lab.schedules.steady`); none for a run that is not watched.
     """
 
     name: str
@@ -202,17 +199,11 @@ class OmniglotTraining(FewShotRun):
 
     def _diagnosis(self, theta: Params, tasks: Tasks, name: str) -> dict[str, statistics.Interval]:
         """How well the inner problems and the linear systems of the first tasks are solved: ``{name}_…``."""
-        e, found = self.experiment, []
+        e = self.experiment
+        some = tree_map(lambda t: t[: e.diagnosed_tasks], tasks)
         size = e.chunk if self.device.type == "cpu" else e.diagnosed_tasks
-        for begin in range(0, e.diagnosed_tasks, size):
-            some = tree_map(lambda t, begin=begin: t[begin : begin + size], tasks)
-            found.append(self.implicit.solve(self.learner.replace(query_sets=1), theta, some))
-        parts = {
-            "residual": [one.solution.residual for one in found],
-            "stationarity": [one.stationarity for one in found],
-            "indefinite": [one.solution.indefinite.double() for one in found],
-        }
-        return {f"{name}_{kind}": statistics.interval(torch.cat(values).cpu()) for kind, values in parts.items()}
+        found = self.implicit.diagnosed(self.learner.replace(query_sets=1), theta, some, size)
+        return {f"{name}_{kind}": statistics.interval(values) for kind, values in found.items()}
 
 
 def experiments() -> list:

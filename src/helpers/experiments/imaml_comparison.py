@@ -12,12 +12,12 @@ from torch import Tensor
 
 from helpers import estimators, losses
 from helpers.estimators.implicit import released
-from helpers.experiments import seeds
-from helpers.experiments.base import Run, drawn
-from helpers.experiments.few_shot import FewShotExperiment, accuracy_curve
-from helpers.experiments.fields import among
 from helpers.experiments.imaml import TEST_SEED
-from helpers.lab import statistics
+from helpers.fields import among
+from helpers.lab import seeds, statistics
+from helpers.lab.evaluation import accuracy_curve
+from helpers.lab.experiment import Run
+from helpers.lab.few_shot import OnGlyphs
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchAdam
 from helpers.learners.proximal import Proximal
@@ -25,7 +25,7 @@ from helpers.models.convnet import ConvNet
 from helpers.models.layers import subtree_of
 from helpers.numerics import tracing
 from helpers.numerics.solvers import conjugate_gradient
-from helpers.tasks.batches import merge_support_query, minibatches
+from helpers.tasks.batches import drawn, merge_support_query, minibatches
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
 from helpers.types import Params, Tasks
@@ -35,7 +35,7 @@ REPTILE_STEPS = 50  # of its code at test, where all methods have the same five 
 
 
 @dataclass(frozen=True)
-class Comparison(FewShotExperiment):
+class Comparison(OnGlyphs):
     """One estimator on 5-way 1-shot glyphs, several seeds: a row of the table at equal compute.
 
     All methods see tasks of the same 30 images: five to adapt to and 25 to be judged on, for Reptile all 30 in
@@ -92,16 +92,6 @@ class Comparison(FewShotExperiment):
     def config(self) -> dict[str, Any]:
         """The fields, and what follows from the budget: iterations, and how far apart the points of the curve are."""
         return super().config() | {"iterations": self.iterations, "evaluate_every": self.evaluate_every}
-
-    def published(self, split: str) -> ImageClasses:
-        """Glyphs."""
-        from helpers.tasks import glyphs
-
-        return glyphs.load(split)
-
-    def data(self) -> dict[str, Any]:
-        """What the glyphs are drawn from."""
-        return self.own.provenance() if self.own else self.published("train").provenance
 
     def learner(self) -> GradientDescent:
         """The network with all its parameters adapted, and the method's inner loop."""

@@ -10,12 +10,24 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.errors import UserError
-from helpers.experiments import seeds
-from helpers.experiments.base import Run, chosen
-from helpers.experiments.fields import among
 from helpers.experiments.jets_cuts import Cuts
+from helpers.experiments.jets_frame import TaggersExperiment
 from helpers.experiments.jets_matrix import Matrix
-from helpers.experiments.jets_protocol import (
+from helpers.fields import among
+from helpers.lab import seeds, statistics
+from helpers.lab.experiment import Run
+from helpers.lab.ranking import Judge, best, named
+from helpers.lab.statistics import Interval, chosen
+from helpers.learners.descent import GradientDescent
+from helpers.learners.minibatch import MinibatchDescent
+from helpers.learners.proximal import Proximal
+from helpers.models.layers import stacked
+from helpers.models.taggers import tagger
+from helpers.numerics import tracing
+from helpers.tasks import jets
+from helpers.tasks.batches import merge_support_query, minibatches
+from helpers.tasks.jets.detector import View
+from helpers.tasks.jets.protocol import (
     DRIFTED,
     EDGES,
     LABELS,
@@ -25,26 +37,11 @@ from helpers.experiments.jets_protocol import (
     SHARES,
     TEST_SEED,
     WRONG,
-    OnJets,
     Supervision,
-    best,
-    named,
-    tagger,
     test_domains,
     training_domains,
     tuning_domains,
 )
-from helpers.lab import statistics
-from helpers.lab.ranking import Judge
-from helpers.lab.statistics import Interval
-from helpers.learners.descent import GradientDescent
-from helpers.learners.minibatch import MinibatchDescent
-from helpers.learners.proximal import Proximal
-from helpers.models.layers import stacked
-from helpers.numerics import tracing
-from helpers.tasks import jets
-from helpers.tasks.batches import merge_support_query, minibatches
-from helpers.tasks.jets.detector import View
 from helpers.tasks.jets.samples import JetSamples
 from helpers.tasks.jets.tasks import JetTasks
 from helpers.types import Params, Tasks
@@ -54,7 +51,7 @@ METHODS = ("scratch", "pooled", "maml", "fomaml", "reptile", "imaml")
 
 
 @dataclass(frozen=True)
-class Tagging(OnJets):
+class Tagging(TaggersExperiment):
     """A tagger of W jets that is to work where it was not trained: five of them, from five starts, side by side.
 
     Every parameter carries a leading seed axis. With labels all methods see the same number of jets in an iteration;
@@ -66,52 +63,31 @@ class Tagging(OnJets):
         inner: what the inner loop of the training descends: ``"labels"``, ``"proportions"`` or ``"mixture"``. The outer
             loss is always the cross-entropy of labels.
         tagger: ``"images"`` or ``"particles"``.
-        zoom: multiply angles by pT/2m.
         shots: labelled support jets of each class, in training.
         bag: jets in each of the two bags, in training.
         queries: query jets of each class, in training.
         meta_batch: tasks of a meta-batch, for each seed.
         strength: λ of iMAML.
         reptile_batch: jets of a minibatch of Reptile, which sees support and query set together.
-        test_rates: inner rates that are tried at test.
-        test_steps: numbers of inner steps that are tried.
-        test_draws: test tasks of a window; other domains have one each.
-        test_queries: query jets of each class at test.
-        tuning_queries: query jets of each class where rates and steps are chosen.
         given: what the tagger is adapted with at test, kinds of
-            :class:`~helpers.experiments.jets_protocol.Supervision`.
+            :class:`~helpers.tasks.jets.protocol.Supervision`.
         stress: also adapt with wrong and with drifted shares of signal.
     """
 
-    name: str
     method: str = among(*METHODS)
     inner: str = among(*LOSSES, default="labels")
     tagger: str = among("images", "particles", default="images")
-    zoom: bool = False
     inner_rate: float = 0.1
     inner_steps: int = 3
-    shots: int = 20
     bag: int = 32
     queries: int = 30
     meta_batch: int = 4
-    iterations: int = 1_000
     outer: str = "adam"
-    outer_rate: float = 2e-3
-    outer_rate_hold: int = 500
-    outer_rate_final: float | None = 2e-4
     strength: float = 1.0
     reptile_batch: int = 20
-    seed: int = 0
-    seeds: int = 5
-    test_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
-    test_steps: tuple[int, ...] = (1, 3, 10)
-    test_draws: int = 5
-    test_queries: int = 300
-    tuning_queries: int = 100
     given: tuple[str, ...] = among(*LOSSES, default=("labels",))
     stress: bool = False
     evaluate_every: int = 250
-    paper: str = "jets"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -247,9 +223,9 @@ class TaggingTraining(Run):
         """Areas under the ROC curve and background rejections, with intervals over the seeds.
 
         ``auc_{where}_{how}``, ``rejection_{where}_{how}`` (at a signal efficiency of 0.5) and ``rejection30_…`` (of
-        0.3). ``where`` is a domain of :func:`~helpers.experiments.jets_protocol.test_domains`, as far as it has enough
+        0.3). ``where`` is a domain of :func:`~helpers.tasks.jets.protocol.test_domains`, as far as it has enough
         jets, or, for areas, ``mean`` of the windows. ``how`` is ``none``, before adaptation; or the name of a
-        :class:`~helpers.experiments.jets_protocol.Supervision`, with the inner rate and the number of steps that are
+        :class:`~helpers.tasks.jets.protocol.Supervision`, with the inner rate and the number of steps that are
         best on validation tasks (``rate_{how}``, ``steps_{how}``); or ``trained``, as in training, without that choice.
         ``generous_auc_{how}``, of some of the tasks: with what is best on these test tasks themselves, for each seed.
         """

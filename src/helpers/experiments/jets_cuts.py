@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from helpers import runtime
-from helpers.experiments.base import Run
-from helpers.experiments.jets_protocol import TEST_SEED, OnJets, named, test_domains, training_domains
+from helpers.experiments.jets_frame import OnJets
 from helpers.lab import statistics
-from helpers.lab.ranking import ranking
+from helpers.lab.experiment import Run
+from helpers.lab.ranking import named, ranking
 from helpers.lab.statistics import Interval
 from helpers.tasks import jets
+from helpers.tasks.jets.cuts import cells, mass_window
+from helpers.tasks.jets.protocol import TEST_SEED, test_domains, training_domains
 from helpers.tasks.jets.samples import JetSamples
 from helpers.tasks.jets.tasks import Domain
 from helpers.types import Params
@@ -67,37 +69,28 @@ class CutsMeasured(Run):
         generator = runtime.generator(TEST_SEED + 2, self.device)
         return jets.observables(domain.detector(self.samples.particles(rows), generator))
 
-    def cut(self, seen: jets.Observables) -> Tensor:
-        """Inside the mass window the smaller τ₂₁ the better; outside all are worse, the farther the worse."""
-        e = self.experiment
-        outside = (e.low - seen.mass).clamp(min=0) + (seen.mass - e.high).clamp(min=0)
-        return torch.where(outside > 0, -outside, 1 - seen.tau21)
-
-    def bin(self, seen: jets.Observables) -> Tensor:
-        """Number of the cell in mass, from 0 to 160 GeV, and τ₂₁."""
-        bins = self.experiment.bins
-        mass, shape = ((value * bins).long().clamp(0, bins - 1) for value in (seen.mass / 160, seen.tau21))
-        return mass * bins + shape
-
     def likelihood(self) -> Tensor:
         """The logarithm of signal over background in every cell, over the domains of training."""
         counts = torch.ones(2, self.experiment.bins**2, dtype=torch.float64, device=self.device)
         for domain in training_domains():
             for row, process in enumerate(("QCD", domain.signal)):
-                counts[row] += self.bin(self.seen(domain, process, "train")).bincount(minlength=counts.shape[1])
+                counts[row] += cells(self.seen(domain, process, "train"), self.experiment.bins).bincount(
+                    minlength=counts.shape[1]
+                )
         background, signal = counts.log()
         return signal - background
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """``auc_{where}_{cut}``, ``rejection_{where}_{cut}`` and ``rejection30_…``; ``cut`` is ``window`` or
-        ``likelihood``, ``where`` a domain of :func:`~helpers.experiments.jets_protocol.test_domains`, or, for areas,
+        ``likelihood``, ``where`` a domain of :func:`~helpers.tasks.jets.protocol.test_domains`, or, for areas,
         ``mean`` of the windows. Intervals are over parts of the test jets."""
-        ratio, found = self.likelihood(), {"window": {}, "likelihood": {}}
+        e, ratio, found = self.experiment, self.likelihood(), {"window": {}, "likelihood": {}}
         for where, some in test_domains().items():
             each = []
             for domain in some:
                 pair = [self.seen(domain, process, "test") for process in ("QCD", domain.signal)]
-                scores = {"window": map(self.cut, pair), "likelihood": (ratio[self.bin(seen)] for seen in pair)}
+                scores = {"window": [mass_window(seen, e.low, e.high) for seen in pair]}
+                scores["likelihood"] = [ratio[cells(seen, e.bins)] for seen in pair]
                 each.append({cut: self._quality(*values) for cut, values in scores.items()})
             for cut, places in found.items():
                 places[where] = torch.stack([one[cut] for one in each]).mean(0)

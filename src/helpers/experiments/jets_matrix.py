@@ -11,67 +11,46 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Run, chosen
-from helpers.experiments.jets_protocol import (
+from helpers.experiments.jets_frame import TaggersExperiment
+from helpers.lab import seeds, statistics
+from helpers.lab.experiment import Run
+from helpers.lab.ranking import Judge, best
+from helpers.lab.statistics import Interval, chosen
+from helpers.learners.descent import GradientDescent
+from helpers.models.layers import stacked
+from helpers.models.taggers import tagger
+from helpers.numerics import tracing
+from helpers.tasks import jets
+from helpers.tasks.batches import merge_support_query
+from helpers.tasks.jets.detector import View
+from helpers.tasks.jets.protocol import (
     DATA_DETECTOR,
     TEST_SEED,
     TRAIN_DETECTORS,
     TRAIN_SHOWERS,
     TUNING_DETECTOR,
     WINDOWS,
-    OnJets,
-    best,
-    tagger,
 )
-from helpers.lab import statistics
-from helpers.lab.ranking import Judge
-from helpers.lab.statistics import Interval
-from helpers.learners.descent import GradientDescent
-from helpers.models.layers import stacked
-from helpers.numerics import tracing
-from helpers.tasks import jets
-from helpers.tasks.batches import merge_support_query
-from helpers.tasks.jets.detector import View
 from helpers.tasks.jets.samples import JetSamples
 from helpers.tasks.jets.tasks import JetTasks
 from helpers.types import Params, Tasks
 
 
-@dataclass(frozen=True)
-class Matrix(OnJets):
+@dataclass(frozen=True, kw_only=True)
+class Matrix(TaggersExperiment):
     """Taggers that are trained in one window of pT each and judged in every one, before and after some labels.
 
     θ has a leading axis of windows · seeds taggers, those of the lowest window first.
 
     Attributes:
-        zoom: multiply angles by pT/2m.
         shots: labelled jets of each class in the window of the test.
         batch: jets of each class in an iteration.
-        test_rates: inner rates that are tried.
-        test_steps: numbers of inner steps that are tried.
-        test_draws: test tasks of a window.
-        test_queries: query jets of each class.
-        tuning_queries: query jets of each class where rate and steps are chosen.
     """
 
-    name: str
-    zoom: bool = False
-    shots: int = 20
     batch: int = 50
-    iterations: int = 1_000
-    outer_rate: float = 2e-3
-    outer_rate_hold: int = 500
-    outer_rate_final: float | None = 2e-4
-    seed: int = 0
     seeds: int = 3
-    test_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
-    test_steps: tuple[int, ...] = (1, 3, 10)
     test_draws: int = 4
-    test_queries: int = 300
-    tuning_queries: int = 100
     evaluate_every: int = 500
-    paper: str = "jets"
 
     def setup(self, device: torch.device, compiled: bool) -> MatrixTraining:
         """Read the jets and build the estimator."""

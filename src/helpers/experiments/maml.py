@@ -12,20 +12,22 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, Tolerance, chosen, drawn
-from helpers.experiments.few_shot import FewShotRun, OnOmniglot, accuracies
-from helpers.experiments.fields import among
-from helpers.lab import evaluation, statistics
+from helpers.fields import among
+from helpers.lab import evaluation, seeds, statistics
+from helpers.lab.evaluation import accuracies
+from helpers.lab.experiment import Experiment, Run
+from helpers.lab.few_shot import FewShotRun, OnOmniglot
+from helpers.lab.statistics import Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.learners.multistep import MultiStepDescent, annealed
 from helpers.models.convnet import ConvNet
 from helpers.models.layers import subtree_of
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
+from helpers.tasks.batches import drawn
 from helpers.tasks.episodes import FewShot
-from helpers.tasks.sinusoid import Sinusoids
-from helpers.types import Estimator, Examples, Params, Tasks
+from helpers.tasks.sinusoid import Sinusoids, halves, without_oracle
+from helpers.types import Estimator, Params, Tasks
 
 MAML = seeds.side_by_side(estimators.maml)
 ESTIMATORS = {"maml": estimators.maml, "fomaml": estimators.fomaml}
@@ -43,8 +45,6 @@ class Omniglot(OnOmniglot):
         head_scale: of the first weights of the last layer.
         inner_rate: on the *mean* cross-entropy; the official code applies its 0.4 to the sum over classes, which is 2.0
             here.
-        headline_steps: inner steps of ``transductive_accuracy``, fixed beforehand: those of the paper.
-        chunk: tasks that are differentiated at once; changes rounding and speed, nothing else.
     """
 
     name: str
@@ -158,7 +158,6 @@ class SinusoidStudy(Experiment):
     ``oracle/``. Adam works entry by entry, so training them together is training them apart.
 
     Attributes:
-        shots: K.
         inner_rate: of MAML, in training and at test.
         test_queries: points of a test task on which the error is measured.
         tuning_rates: fine-tuning rates for the pre-trained network; the best on validation tasks is used at test
@@ -229,7 +228,7 @@ class SinusoidTraining(Run):
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The three gradients, each network on the same fresh tasks; the loss is MAML's, averaged over seeds."""
         tasks = self.tasks(self.experiment.meta_batch, self.experiment.queries, generator)
-        plain = _hide(tasks)
+        plain = without_oracle(tasks)
         gradient, query_losses = MAML(self.learner, subtree_of(theta, "maml"), plain)
         # Pre-training knows no adaptation: as in the official code it descends the loss of the K support points.
         supports, never = Tasks(plain.support, plain.support), self.learner.replace(steps=0)
@@ -266,15 +265,15 @@ class SinusoidTraining(Run):
         for shots in dict.fromkeys(every_shots):
             own = shots == e.shots
             seed, steps = (TEST_SEED, e.test_steps) if own else (TEST_SEED + 10 * shots, e.other_steps)
-            test, validation = self._drawn(seed, shots), _hide(self._drawn(seed + 1, shots))
+            test, validation = self._drawn(seed, shots), without_oracle(self._drawn(seed + 1, shots))
             tuned = self._tuned(subtree_of(theta, "pretrained"), validation, steps)
-            self._judge(metrics, theta, _hide(test), steps, tuned, "" if own else f"_at_{shots}")
+            self._judge(metrics, theta, without_oracle(test), steps, tuned, "" if own else f"_at_{shots}")
             if own:
                 oracle = vmap(vmap(self.oracle.task_loss, in_dims=(None, 0)))(subtree_of(theta, "oracle"), test)
                 metrics["oracle_mse_0"] = statistics.over_seeds(oracle.mean(1))
                 metrics["pretrained_rate"] = chosen(tuned)
             if shots == min(e.other_shots):
-                self._judge(metrics, theta, _hide(_halves(test)), e.other_steps, tuned, "_unseen_half")
+                self._judge(metrics, theta, without_oracle(halves(test)), e.other_steps, tuned, "_unseen_half")
         headline = f"maml_mse_{max(e.test_steps)}"
         return {headline: metrics[headline]} | metrics
 
@@ -301,22 +300,6 @@ class SinusoidTraining(Run):
                     (errors >= DIVERGED).double().mean(1)
                 )
                 metrics[f"{kind}_median_{number}{suffix}"] = statistics.over_seeds(capped.median(1).values)
-
-
-def _halves(tasks: Tasks) -> Tasks:
-    """The same sinusoids, with the support points in the right half of the inputs and the queries in the left one."""
-
-    def moved(examples: Examples, sign: int) -> Examples:
-        x, amplitude, phase = examples.x.split(1, -1)
-        x = sign * x.abs()
-        return Examples(torch.cat([x, amplitude, phase], -1), amplitude * torch.sin(x - phase))
-
-    return Tasks(moved(tasks.support, 1), moved(tasks.query, -1))
-
-
-def _hide(tasks: Tasks) -> Tasks:
-    """The tasks without the oracle's inputs: only x is left of (x, amplitude, phase)."""
-    return Tasks(*(Examples(examples.x[..., :1], examples.y) for examples in tasks))
 
 
 def experiments() -> list[Omniglot | SinusoidStudy]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from helpers.experiments.base import Experiment
+from helpers.lab.experiment import Experiment
 
 # By the class of an experiment, with its paper in front where one class name stands for several. A word in capitals
 # stands for a part of the name; those in NUMBERS for a number.

@@ -15,26 +15,26 @@ from torch import Tensor
 from torch.func import vmap
 
 from helpers import runtime
-from helpers.experiments.base import chosen
 from helpers.experiments.ml3_study import (
     TEST_SEED,
     TUNING_SEED,
     Metrics,
     Ml3Experiment,
     Training,
-    few_starts,
     table,
 )
 from helpers.lab import statistics
+from helpers.lab.statistics import chosen
 from helpers.learners.learned import LossDescent, begun
-from helpers.losses import LearnedLoss, input_prediction_and_target, mean_squared_error
+from helpers.losses import LearnedLoss, mean_squared_error
 from helpers.models.mlp import MLP
 from helpers.models.physics import Frequency, InertiaNetwork
 from helpers.numerics.landscapes import downhill_share
+from helpers.tasks.control.motions import inertia_error, motions, seen_of_dynamics, torque_error
 from helpers.tasks.control.reacher import Reacher
+from helpers.tasks.frequencies import Frequencies, frequency_error, prediction_error, seen_of_frequency, waves
 from helpers.tasks.sinusoid import Sinusoids
-from helpers.types import Examples, Model, Params, Started
-from helpers.validate import same_shape
+from helpers.types import Examples, Model, Params, Started, Tasks
 
 
 # ---------------------------------------- regression
@@ -43,7 +43,6 @@ class SineStudy(Ml3Experiment):
     """Sine regression. Judged on other sines, over 100 steps, from starts of PyTorch's own kind.
 
     Attributes:
-        hidden: widths of the optimizee.
         points: of a task; support and query are the same, as in the public code.
         amplitudes: range of the training tasks' amplitudes. The paper trains on one task, sin(x − π) on [−2, 2].
         phases: range of their phases.
@@ -83,9 +82,7 @@ class SineStudy(Ml3Experiment):
     def tasks(self, count: int, generator: torch.Generator) -> Started:
         """Whole tasks, each with a start of its own or one of the few that there are."""
         support, _ = self.family().sample(count, generator)
-        if self.starts is None:
-            return begun(self.learner().model, Started(support, support, {}), generator)
-        return Started(support, support, few_starts(self, self.starts, count, generator))
+        return self.from_starts(Tasks(support, support), self.starts, generator)
 
     def tests(self, run: Training, seed: int, model: Model) -> Started:
         """Sines of many amplitudes and phases, with starts drawn as PyTorch's layers are."""
@@ -102,9 +99,9 @@ class SineStudy(Ml3Experiment):
         tests, others = self.tests(run, TEST_SEED, model), self.tests(run, TUNING_SEED, model)
         learner = run.learner.replace(model=model)
         rate = run.tuned(theta, self.tuning_rates, others, self.test_steps[-1], learner=learner)
-        table(m, "ml3_mse", steps, run.learned(theta, tests, steps, learner=learner))
-        table(m, "mse_mse", steps, run.plain(theta, tests, steps, self.inner_rate, learner=learner))
-        table(m, "tuned_mse", steps, run.plain(theta, tests, steps, rate, learner=learner))
+        m |= run.compared(
+            theta, tests, steps, "mse", {"ml3": None, "mse": self.inner_rate, "tuned": rate}, learner=learner
+        )
         some = tuple(s for s in self.test_steps if s in (0, 10, 50, 100))
         adam = {"learner": learner, "rate": self.adam_rate, "optimizer": "adam"}
         table(m, "adam_ml3_mse", some, run.learned(theta, tests, some, **adam))
@@ -112,25 +109,9 @@ class SineStudy(Ml3Experiment):
         # Three tanh layers where the loss was trained for two of ReLU.
         other = MLP((1, 40, 40, 40, 1), scale=None, activation="tanh")
         tests, learner = self.tests(run, TEST_SEED, other), run.learner.replace(model=other)
-        table(m, "arch_ml3_mse", some, run.learned(theta, tests, some, learner=learner))
-        table(m, "arch_mse_mse", some, run.plain(theta, tests, some, self.inner_rate, learner=learner))
+        m |= run.compared(theta, tests, some, "mse", {"arch_ml3": None, "arch_mse": self.inner_rate}, learner=learner)
         m["tuned_rate"] = chosen(rate)
         return {"test_mse": m[f"ml3_mse_{self.test_steps[-1]}"]} | m
-
-
-def seen_of_frequency(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-    """(x, ŷ, y), without the frequencies beside them."""
-    return input_prediction_and_target(x, outputs[:, :1], y[:, :1])
-
-
-def frequency_error(outputs: Tensor, y: Tensor) -> Tensor:
-    """(ω − ω*)²: the extra information."""
-    return mean_squared_error(outputs[:, 1], y[:, 1])
-
-
-def prediction_error(outputs: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error of f(x) alone."""
-    return mean_squared_error(outputs[:, :1], y[:, :1])
 
 
 @dataclass(frozen=True)
@@ -172,10 +153,7 @@ class ShapedSine(Ml3Experiment):
 
     def tasks(self, count: int, generator: torch.Generator) -> Started:
         """Frequencies and inputs drawn uniformly."""
-        (low, high), device = self.truths, generator.device
-        truth = low + (high - low) * torch.rand(count, 1, 1, generator=generator, device=device)
-        x = -5 + 10 * torch.rand(count, self.points, 1, generator=generator, device=device)
-        return begun(Frequency(), _waves(truth, x), generator)
+        return begun(Frequency(), Frequencies(self.points, self.truths).sample(count, generator), generator)
 
     def landscape(self, theta: Params, truth: Tensor, omegas: Tensor) -> tuple[Tensor, Tensor]:
         """The learned loss ``[seeds, truths, omegas]`` and the mean squared error ``[truths, omegas]`` over ω.
@@ -186,7 +164,7 @@ class ShapedSine(Ml3Experiment):
             omegas: ``[omegas]``.
         """
         learner, x = self.learner(), torch.arange(-5.0, 5.0, 0.1, device=truth.device)[:, None]
-        wave = _waves(truth[:, None, None], x.expand(len(truth), -1, -1)).support
+        wave = waves(truth[:, None, None], x.expand(len(truth), -1, -1))
 
         def value(theta: Params, omega: Tensor, examples: Examples) -> Tensor:
             outputs = learner.model({"omega": omega[None]}, examples.x)
@@ -227,29 +205,6 @@ class ShapedSine(Ml3Experiment):
         return {"basin": m["learned_basin"]} | m
 
 
-def _waves(truth: Tensor, x: Tensor) -> Started:
-    """Tasks without a start: y ``[T, n, 2]`` holds sin(ω*x) and ω*."""
-    examples = Examples(x, torch.cat([torch.sin(truth * x), truth.expand_as(x)], -1))
-    return Started(examples, examples, {})
-
-
-def seen_of_dynamics(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-    """(q, q̈, predicted torque, measured torque), without the mass matrix."""
-    return input_prediction_and_target(x, outputs[:, :2], y[:, :2])
-
-
-def torque_error(outputs: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error of the torques."""
-    return mean_squared_error(outputs[:, :2], y[:, :2])
-
-
-def inertia_error(outputs: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error of the mass matrix, all four entries: the extra information."""
-    same_shape(outputs, y, "outputs and targets")
-    first, cross, last = (outputs[:, 2:] - y[:, 2:]).square().mean(0)
-    return (first + 2 * cross + last) / 4
-
-
 @dataclass(frozen=True)
 class InverseDynamics(Ml3Experiment):
     """Learning the mass matrix of a two-link arm from torques along a trajectory.
@@ -260,7 +215,6 @@ class InverseDynamics(Ml3Experiment):
 
     Attributes:
         shaped: meta-train on the mass matrix.
-        hidden: widths of the network.
         points: of a motion.
         seconds: that it lasts.
         test_tasks: the same for all seeds, as in all of these studies.
@@ -294,21 +248,9 @@ class InverseDynamics(Ml3Experiment):
         return LossDescent(model, loss, self.inner_rate, self.inner_steps, learned=learned)
 
     def motions(self, count: int, generator: torch.Generator) -> Examples:
-        """``count`` motions: ``x`` ``[count, points, 4]``, ``y`` ``[count, points, 5]``, in the network's units."""
-        model, arm, device = self.learner().model, self.arm(), generator.device
-        draw = torch.rand(count, 1, 2, self.waves, 2, generator=generator, device=device)
-        number = torch.arange(1, self.waves + 1, device=device)
-        at = torch.linspace(0, self.seconds, self.points, device=device)
-        frequency = 2 * math.pi * number / self.seconds
-        angle = frequency * at[:, None, None] + 2 * math.pi * draw[..., 0]
-        size = draw[..., 1] / number
-        middle = math.pi * (2 * torch.rand(count, 1, 2, generator=generator, device=device) - 1)
-        q = middle + (size * angle.sin()).sum(-1)
-        acceleration = -(size * frequency**2 * angle.sin()).sum(-1) / model.acceleration
-        m = arm.mass_matrix(torch.cat([q, torch.zeros_like(q)], -1)) / model.inertia
-        entries = torch.stack([m[..., 0, 0], m[..., 0, 1], m[..., 1, 1]], -1)
-        y = torch.cat([model.torque(entries, acceleration), entries], -1)
-        return Examples(torch.cat([q, acceleration], -1), y)
+        """``count`` motions: :func:`helpers.tasks.control.motions.motions`."""
+        units = self.learner().model
+        return motions(self.arm(), units, count, generator, self.points, self.seconds, self.waves)
 
     def tasks(self, count: int, generator: torch.Generator) -> Started:
         """A motion to learn from and one to be judged on, each task with a network of its own."""
@@ -326,14 +268,13 @@ class InverseDynamics(Ml3Experiment):
         )
         on_torques = run.learner.replace(loss=torque_error)
         rate = run.tuned(theta, self.tuning_rates, others, max(steps), learner=on_torques)
+        rates = {"ml3": None, "mse": self.inner_rate, "tuned": rate}
         for what, error in (("torque", torque_error), ("inertia", inertia_error)):
 
             def measure(phi: Params, query: Examples, error=error) -> Tensor:
                 return error(model(phi, query.x), query.y)
 
-            table(m, f"ml3_{what}", steps, run.learned(theta, tests, steps, measure))
-            table(m, f"mse_{what}", steps, run.plain(theta, tests, steps, self.inner_rate, measure, on_torques))
-            table(m, f"tuned_{what}", steps, run.plain(theta, tests, steps, rate, measure, on_torques))
+            m |= run.compared(theta, tests, steps, what, rates, measure, on_torques)
         m["tuned_rate"] = chosen(rate)
         return {"torque_error": m[f"ml3_torque_{max(steps)}"]} | m
 

@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 
 from helpers import runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import chosen
-from helpers.experiments.fields import among
 from helpers.experiments.ml3_study import (
     TEST_SEED,
     TUNING_SEED,
     Metrics,
     Ml3Experiment,
     Training,
-    few_starts,
     table,
 )
+from helpers.fields import among
+from helpers.lab import seeds
+from helpers.lab.statistics import chosen
 from helpers.learners.descent import CARRIED
-from helpers.learners.learned import LossDescent, begun
+from helpers.learners.learned import LossDescent
 from helpers.losses import LearnedLoss
 from helpers.models.layers import stacked, subtree
 from helpers.models.mlp import MLP
@@ -35,8 +34,9 @@ from helpers.tasks.control.mountain_car import MountainCar
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
 from helpers.tasks.control.rollout import Rollout
+from helpers.tasks.control.seen import seen_of_reaching, seen_of_the_car
 from helpers.tasks.control.types import Trajectory
-from helpers.types import Examples, Params, Started
+from helpers.types import Examples, Params, Started, Tasks
 
 DYNAMICS = CARRIED + "dynamics:"  # prefix, in θ, of learned dynamics: kept with the checkpoint, left alone by training
 
@@ -94,9 +94,7 @@ class Car(Ml3Experiment):
         env = self.env()
         x = env.reset(count, generator)[:, None]
         examples = Examples(x, x.new_tensor(env.goal).expand_as(x))
-        if self.policies is None:
-            return begun(self.learner().model, Started(examples, examples, {}), generator)
-        return Started(examples, examples, few_starts(self, self.policies, count, generator))
+        return self.from_starts(Tasks(examples, examples), self.policies, generator)
 
     def judge(self, run: Training, theta: Params) -> Metrics:
         """``{kind}_reached_{updates}`` (share of policies that reach the top) and ``{kind}_gap_{updates}`` (distance
@@ -130,18 +128,6 @@ class Car(Ml3Experiment):
         return (env.goal[0] - learner.model(phi, query.x).states[..., 0].amax(-1)).mean()
 
 
-def seen_of_the_car(x: Tensor, trajectory: Trajectory, y: Tensor) -> Tensor:
-    """(state, action, distance at the end) of every step, ``[n * horizon, 4]``; the distance is a constant."""
-    away = (trajectory.states[..., -1, :] - y).detach().norm(dim=-1)
-    return _of_steps(trajectory.states[..., :-1, :], trajectory.actions, away)
-
-
-def _of_steps(states: Tensor, actions: Tensor, ends: Tensor) -> Tensor:
-    """What a loss sees of every step, ``[n * horizon, ...]``; ``ends`` ``[n]`` is the same for all steps."""
-    features = torch.cat([states, actions, ends[..., None, None].expand(*actions.shape[:-1], 1)], -1)
-    return features.flatten(0, -2)
-
-
 # ---------------------------------------- point mass and reacher
 @dataclass(frozen=True)
 class Reaching(Ml3Experiment):
@@ -153,7 +139,6 @@ class Reaching(Ml3Experiment):
     Attributes:
         body: ``"mass"`` or ``"arm"``.
         goals: goals that there are in training. The public code has one; None draws new ones.
-        hidden: widths of the policies.
         loss_width: of the learned loss.
         policies: first policies that there are for each seed. The public code has one; None draws new ones.
         sees_goal: the learned loss sees the goal itself. In the public code it sees the distance at the end, a number
@@ -220,9 +205,7 @@ class Reaching(Ml3Experiment):
             which = torch.randint(self.goals, (count,), generator=generator, device=generator.device)
             goals = env.goals(self.goals, runtime.generator(1)).to(generator.device)[which]
         examples = Examples(torch.cat([start, goals], -1)[:, None], goals[:, None])
-        if self.policies is None:
-            return begun(self.learner().model, Started(examples, examples, {}), generator)
-        return Started(examples, examples, few_starts(self, self.policies, count, generator))
+        return self.from_starts(Tasks(examples, examples), self.policies, generator)
 
     def setup(self, device: torch.device, compiled: bool) -> ReachingTraining:
         return ReachingTraining(self, device)
@@ -245,25 +228,11 @@ class Reaching(Ml3Experiment):
         count = self.test_goals
         tests, others = (run.common(fresh.tasks(count, runtime.generator(s))) for s in (TEST_SEED, TUNING_SEED))
         rate = run.tuned(theta, self.tuning_rates, others, min(10, max(steps)), run.learner.query_loss)
+        rates = {"ml3": None, "same": self.inner_rate, "task": rate}
         for what, measure in (("distance", self.distance), ("loss", run.learner.query_loss)):
-            table(m, f"ml3_{what}", steps, run.learned(theta, tests, steps, measure))
-            table(m, f"same_{what}", steps, run.plain(theta, tests, steps, self.inner_rate, measure))
-            table(m, f"task_{what}", steps, run.plain(theta, tests, steps, rate, measure))
+            m |= run.compared(theta, tests, steps, what, rates, measure)
         m["tuned_rate"] = chosen(rate)
         return {"distance": m["ml3_distance_2"]} | m
-
-
-def seen_of_reaching(env: PointMass | Reacher, goal: bool, x: Tensor, trajectory: Trajectory, y: Tensor) -> Tensor:
-    """(state, action, distance at the end) of every step and, if ``goal``, the goal. Of the arm's, actions alone have
-    derivatives."""
-    states, actions = trajectory.states, trajectory.actions
-    away = (states[..., -1, :2] - y).detach().norm(dim=-1)
-    if isinstance(env, Reacher):
-        states = states.detach() / states.new_tensor([1.0, 1.0, env.speed_scale, env.speed_scale])
-    states = states[..., :-1, :]
-    if goal:
-        states = torch.cat([states, y[..., None, :].expand(*states.shape[:-1], -1)], -1)
-    return _of_steps(states, actions, away)
 
 
 class ReachingTraining(Training):

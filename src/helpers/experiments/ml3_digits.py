@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run
-from helpers.experiments.fields import among
 from helpers.experiments.ml3_study import TOLERANCES
-from helpers.lab import statistics
+from helpers.fields import among
+from helpers.lab import seeds, statistics
+from helpers.lab.evaluation import Course
+from helpers.lab.experiment import Experiment, Run
 from helpers.learners.descent import RATE, GradientDescent
 from helpers.learners.paths import MinibatchLossDescent
 from helpers.losses import LearnedLoss
@@ -27,10 +26,9 @@ from helpers.numerics.tracing import traced
 from helpers.tasks import digits
 from helpers.tasks.batches import minibatches
 from helpers.tasks.images import ImageClasses
-from helpers.types import Examples, Model, Params, Started, Tasks
+from helpers.types import Model, Params, Started, Tasks
 
 TEST_SEED = 20_190_612  # of the test tasks; the same tasks for every experiment and every evaluation
-DIVERGED = 100.0  # a network with a larger cross-entropy, or with none that is a number, counts with this one
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class Digits(Experiment):
     Attributes:
         images: the data, ``"mnist"`` or ``"digits"``.
         train_pairs: pairs of digits for meta-training.
-        hidden: of the optimizee.
         one_start: begin every task of meta-training at the same first parameters, one set for each seed, as the public
             code does, instead of fresh ones. At test they are fresh.
         architecture: another optimizee, used with the learned loss at test only: ``"lenet"`` or ``"mlp"``, two layers
@@ -54,7 +51,6 @@ class Digits(Experiment):
         inner_rate: of SGD on the learned loss, in training and at test, and of its first competitor.
         tuning_rates: rates for SGD on the cross-entropy, of which each seed takes the best on its training pairs.
         tuning_factors: the same for SGD on the learned loss, as multiples of ``inner_rate``.
-        test_steps: SGD steps at test after which the networks are measured.
         test_tasks: fresh networks for each pair.
         test_images: images of the test set on which each is measured.
     """
@@ -127,7 +123,7 @@ class DigitsTraining(Run):
             digits.DigitPairs(self.train, pairs, e.inner_steps * e.shots, e.queries) for pairs, _ in self.pairs
         ]
         self.estimator = traced(seeds.side_by_side(estimators.maml))
-        self.step, self.outcome = traced(_step), traced(_outcome)
+        self.course = Course()
 
     def init(self, generator: torch.Generator) -> Params:
         """θ ``[seeds, ...]``: the learned losses."""
@@ -246,46 +242,12 @@ class DigitsTraining(Run):
         rate = torch.as_tensor(rate, dtype=torch.float32, device=self.device).expand(e.seeds).contiguous()
         found = []
         for _ in range(networks or e.test_tasks):
-            tasks = self._tasks(pairs, test, draws)
-            phi, done, values = self.fresh(learner.model, len(pairs[0]), draws), 0, []
+            every = [pair for one in pairs for pair in one]
+            tasks = digits.long_tasks(self.train, test, every, e.shots, e.test_steps[-1], e.test_images, draws)
+            phi = self.fresh(learner.model, len(pairs[0]), draws)
             rated = theta | {RATE + name: rate for name in phi}
-            for steps in measured or e.test_steps:
-                for number in range(done, steps):
-                    batch = tree_map(lambda t: t[:, :, number].contiguous(), tasks.support)  # noqa: B023
-                    phi = self.step(learner, rated, phi, batch)
-                done = steps
-                values.append(self.outcome(learner.model, phi, tasks.query).mean(-1))
-            found.append(torch.stack(values, 1))
+            found.append(self.course(learner, rated, phi, seeds.apart(tasks, e.seeds, -1), measured or e.test_steps))
         return torch.stack(found)
-
-    def _tasks(self, pairs: Sequence[Sequence[digits.Pair]], test: Tensor | None, draws: torch.Generator) -> Tasks:
-        """A task for each pair: minibatches ``[seeds, pairs, steps, shots, ...]``, and images to measure on."""
-        e, found = self.experiment, []
-        steps = e.test_steps[-1]
-        seen = min(e.shots * steps, 2 * self.train.shape[1] - e.test_images)  # then the same again, in another order
-        for pair in (pair for one in pairs for pair in one):
-            task = digits.DigitPairs(self.train, (pair,), seen, e.test_images).sample(1, draws)
-            if test is not None:
-                task = Tasks(task.support, digits.DigitPairs(test, (pair,), 2, e.test_images).sample(1, draws).query)
-            found.append(Tasks(minibatches(task.support, e.shots, steps, draws), task.query))
-        together = tree_map(lambda *parts: torch.cat(parts), *found)
-        return seeds.apart(together, e.seeds, -1)
-
-
-def _step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:
-    """One inner step of every task of every seed."""
-    return vmap(partial(estimators.inner_step, learner))(theta, phi, support)
-
-
-def _outcome(model: Model, phi: Params, query: Examples) -> Tensor:
-    """Accuracy and cross-entropy ``[2, seeds, tasks]``."""
-
-    def one(phi: Params, query: Examples) -> Tensor:
-        outputs = model(phi, query.x)
-        loss = losses.cross_entropy(outputs, query.y).nan_to_num(DIVERGED).clamp(max=DIVERGED)
-        return torch.stack([losses.accuracy(outputs, query.y), loss])
-
-    return vmap(vmap(one))(phi, query).movedim(-1, 0)
 
 
 def experiments() -> list:

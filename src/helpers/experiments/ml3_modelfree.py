@@ -3,41 +3,31 @@
 A policy is improved by descending a learned loss on trajectories that it has sampled. Nothing is differentiated through
 the environment: where the learned loss led to is judged by the score-function gradient on fresh trajectories. The paper
 gives no code and few constants for this part; what is not its own is said where it stands.
-
-Here an action is counted in units of the environment's ``max_action``, for every method alike. The reward of a step is
-
-    r = −‖p − g‖ − control_cost · ‖a‖²,
-
-with p the position after it (m for the point mass; joint angles in rad for the arm), g the goal and a the action, cut
-to [−1, 1]. A *return* is the sum over the horizon, thus about −horizon times the mean distance.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
 from helpers import runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, both_names, chosen
-from helpers.experiments.fields import among
+from helpers.estimators.black_box import OneStep
 from helpers.experiments.ml3_study import TOLERANCES
-from helpers.lab import statistics
+from helpers.fields import among
+from helpers.lab import seeds, statistics
+from helpers.lab.experiment import Experiment, Run
+from helpers.lab.statistics import both_names, chosen
 from helpers.learners.learned import LossDescent
-from helpers.learners.ppo import ppo
+from helpers.learners.ppo import tuned_ppo
 from helpers.losses import LearnedLoss
 from helpers.models.mlp import MLP
 from helpers.models.policies import GaussianPolicy
 from helpers.numerics import tracing
-from helpers.numerics.tracing import linearized
-from helpers.progress import progress_bar
 from helpers.tasks.control.experience import Experience, act, experience_features, query, sample, support, surrogate
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
@@ -141,37 +131,7 @@ class ModelFreeTraining(Run):
     def __init__(self, experiment: ModelFree, device: torch.device) -> None:
         self.experiment, self.device = experiment, device
         self.env, self.learner = experiment.environment(), experiment.learner()
-        self.step = tracing.traced(act)
-        self.update = tracing.traced(self._update)
-        self.differentiable_update = linearized(self._update, by=(0,))
-        self.judge = tracing.traced(self._judge)
-
-    def _update(self, theta: Params, params: Params, given: Examples) -> Params:
-        """One update of every policy, ``[seeds, policies, ...]``."""
-        step = vmap(self.learner.step, in_dims=(None, 0, 0))
-        return vmap(step)(theta, params, given)
-
-    def _judge(self, moved: Params, fresh: Examples) -> tuple[Params, Tensor]:
-        """Gradients of the outer objective by the updated policies, and its values, ``[seeds, policies, ...]``."""
-        return vmap(vmap(grad_and_value(self.learner.query_loss)))(moved, fresh)
-
-    def one_step(self, theta: Params, params: Params, given: Examples, judged: Callable) -> tuple[Params, Params]:
-        """The meta-gradient of one update: ∂θ_new/∂ψ, transposed, times the outer gradient at θ_new.
-
-        Args:
-            theta: learned losses ``[seeds, ...]``.
-            params: policies ``[seeds, policies, ...]``.
-            given: what the update learns from, ``[seeds, policies, ...]``.
-            judged: from the updated policies to fresh trajectories, as :func:`query` gives them.
-
-        Returns:
-            The gradient of the outer objective's mean over the policies, and the updated policies.
-        """
-        moved, pull = self.differentiable_update(theta, params, given)
-        outer, _ = self.judge(moved, judged(moved))
-        count = next(iter(outer.values())).shape[1]
-        (gradient,) = pull({name: value / count for name, value in outer.items()})
-        return gradient, moved
+        self.step, self.one_step = tracing.traced(act), OneStep(self.learner)
 
     def init(self, generator: torch.Generator) -> Params:
         """θ ``[seeds, ...]``: learned losses, and no policies."""
@@ -233,13 +193,13 @@ class ModelFreeTraining(Run):
             met = self.experience(params, goal, noise)
             found.append(self._apart(met.returns.mean(-1)))
             if update < max(e.test_updates):
-                params = self.update(theta, params, self._apart(support(met, e.rewards)))
+                params = self.one_step.update(theta, params, self._apart(support(met, e.rewards)))
         return torch.stack(found).cpu()
 
     def spot_check(self, theta: Params) -> dict[str, statistics.Interval]:
         """What needs no PPO: the returns by the learned loss."""
-        returns = self.returns(theta).mean(-1)
-        return {f"spot_ml3_return_{n}": statistics.over_seeds(returns[n]) for n in self.experiment.test_updates}
+        measured = list(self.experiment.test_updates)
+        return statistics.by_steps("spot_ml3_return", measured, self.returns(theta).mean(-1)[measured])
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Returns on new goals, by the learned loss and, where stable-baselines3 is installed, by PPO.
@@ -260,21 +220,8 @@ class ModelFreeTraining(Run):
         e = self.experiment
         training = self.env.goals(e.ppo_goals, runtime.generator(TUNING_SEED))
         test = self.tests()[0][: e.test_goals].cpu()
-        bar = progress_bar(total=len(e.ppo_settings) * e.ppo_goals + e.seeds * e.test_goals, desc="PPO", leave=False)
-
-        def run(goal: Tensor, setting: tuple[float, int, float], seed: int) -> Tensor:
-            bar.update()
-            return ppo(e, goal, setting, max(e.ppo_updates), seed)
-
-        with bar:
-            tuned = [
-                torch.stack([run(goal, setting, seed) for seed, goal in enumerate(training)])[:, -1].mean()
-                for setting in e.ppo_settings
-            ]
-            best = e.ppo_settings[int(torch.stack(tuned).argmax())]
-            runs = [[run(goal, best, 1000 * (1 + seed) + i) for i, goal in enumerate(test)] for seed in range(e.seeds)]
-        returns = torch.stack([torch.stack(goals).mean(0) for goals in runs])
-        found = {f"ppo_return_{n}": statistics.over_seeds(returns[:, n]) for n in e.ppo_updates}
+        best, returns = tuned_ppo(e, training, test, e.ppo_settings, max(e.ppo_updates), e.seeds)
+        found = statistics.by_steps("ppo_return", e.ppo_updates, returns[:, list(e.ppo_updates)].T)
         for name, value in zip(("rate", "epochs", "discount"), best, strict=True):
             found[f"ppo_{name}"] = chosen(float(value))
         return found

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, Tolerance
-from helpers.lab import statistics
-from helpers.learners.learned import LossDescent
-from helpers.learners.paths import along, descent
+from helpers import estimators, losses
+from helpers.lab import seeds, statistics
+from helpers.lab.experiment import Experiment, Run
+from helpers.lab.statistics import Tolerance
+from helpers.learners.learned import LossDescent, begun
+from helpers.learners.paths import along, descended
 from helpers.numerics import tracing
-from helpers.types import Examples, Params, Started
+from helpers.types import Params, Started, Tasks
 
 # Hundreds of steps across kinks, or a rollout, amplify rounding; what a learned loss is judged by must stay inside what
 # five of them differ by, a share may change by one in fifty, and a rate that was picked not at all.
@@ -33,11 +33,8 @@ class Ml3Experiment(Experiment):
     """What the experiments with a learned loss share.
 
     Attributes:
-        inner_rate: step size of the inner loop that the meta-gradient passes through.
-        inner_steps: steps of the inner loop that the meta-gradient passes through.
         way: points on the way of an inner optimisation from which that inner loop begins (:func:`along`); 1 is the
             start alone.
-        meta_batch: tasks of an iteration.
         seeds: learned losses that are trained side by side, each on draws of its own.
     """
 
@@ -62,6 +59,13 @@ class Ml3Experiment(Experiment):
     @abstractmethod
     def tasks(self, count: int, generator: torch.Generator) -> Started:
         """Draw ``count`` tasks of meta-training, each with a start of its own."""
+
+    def from_starts(self, tasks: Tasks, few: int | None, generator: torch.Generator) -> Started:
+        """The tasks, each with first parameters of its own, or with one of the few that each seed has."""
+        model, count = self.learner().model, len(tasks.support.x)
+        if few is None:
+            return begun(model, tasks, generator)
+        return Started(*tasks, seeds.few_starts(model.init, few, self.seeds, count, generator))
 
     @abstractmethod
     def judge(self, run: Training, theta: Params) -> Metrics:
@@ -113,39 +117,35 @@ class Training(Run):
         return tree_map(lambda t: t.to(self.device).expand(self.experiment.seeds, *t.shape), tasks)
 
     def learned(
-        self, theta: Params, tasks: Started, steps: Sequence[int], measure=None, learner: LossDescent | None = None,
-        rate: float | None = None, optimizer: str = "sgd",
-    ) -> Tensor:  # fmt: skip
-        """The measure (by default the task loss) ``[steps, seeds, tasks]`` while the learned loss is descended."""
-        learner = learner or self.learner
-        rate = learner.rate if rate is None else rate
+        self, theta: Params, tasks: Started, steps: Sequence[int], measure=None, learner=None, **settings
+    ) -> Tensor:
+        """The measure (by default the task loss) ``[steps, seeds, tasks]`` while the learned loss is descended.
+
+        Args:
+            settings: further ones of :func:`helpers.learners.paths.descended`.
+        """
 
         def one(theta: Params, tasks: Started) -> Tensor:
-            own = self.bound(theta, learner)
-
-            def gradient(phi: Params, support: Examples) -> Params:
-                return own.inner_gradient(theta, phi, support)
-
-            return descent(gradient, measure or own.query_loss, tasks, steps, rate, optimizer)
+            return descended(self.bound(theta, learner or self.learner), theta, tasks, steps, measure, **settings)
 
         return vmap(one)(theta, tasks).transpose(0, 1)
 
     def plain(
-        self, theta: Params, tasks: Started, steps: Sequence[int], rate: float, measure=None,
-        learner: LossDescent | None = None, optimizer: str = "sgd",
-    ) -> Tensor:  # fmt: skip
+        self, theta: Params, tasks: Started, steps: Sequence[int], rate: float, measure=None, learner=None, **settings
+    ) -> Tensor:
         """The same while the task's own loss is descended; ψ is not used."""
-        learner = learner or self.learner
+        return self.learned(theta, tasks, steps, measure, learner, rate=rate, own_loss=True, **settings)
 
-        def one(theta: Params, tasks: Started) -> Tensor:
-            own = self.bound(theta, learner)
-
-            def gradient(phi: Params, support: Examples) -> Params:
-                return grad(lambda p: own.loss(own.model(p, support.x), support.y))(phi)
-
-            return descent(gradient, measure or own.query_loss, tasks, steps, rate, optimizer)
-
-        return vmap(one)(theta, tasks).transpose(0, 1)
+    def compared(
+        self, theta: Params, tasks: Started, steps: Sequence[int], what: str, rates: Mapping[str, float | None],
+        measure=None, learner=None,
+    ) -> Metrics:  # fmt: skip
+        """``{kind}_{what}_{steps}`` of each kind: down the task's own loss at a rate, or for None the learned one."""
+        found: Metrics = {}
+        for kind, rate in rates.items():
+            own = {} if rate is None else {"rate": rate, "own_loss": True}
+            table(found, f"{kind}_{what}", steps, self.learned(theta, tasks, steps, measure, learner, **own))
+        return found
 
     def tuned(
         self, theta: Params, rates: Sequence[float], tasks: Started, steps: int, measure=None, **settings
@@ -167,15 +167,3 @@ def table(metrics: Metrics, kind: str, steps: Sequence[int], values: Tensor) -> 
     for number, entry in zip(steps, values.double(), strict=True):
         learned = not torch.equal(entry, entry[:1].expand_as(entry))
         metrics[f"{kind}_{number}"] = statistics.over_seeds(entry.mean(1)) if learned else statistics.interval(entry[0])
-
-
-def few_starts(study: Ml3Experiment, few: int, count: int, generator: torch.Generator) -> Params:
-    """First parameters of ``count`` tasks, the seeds one after the other, where each seed has but ``few`` to draw from.
-
-    The few are the same whenever this is called.
-    """
-    draws, device = runtime.generator(1), generator.device
-    pool = seeds.fresh(study.learner().model.init, study.seeds * few, draws)
-    seed = torch.arange(count, device=device) // max(1, count // study.seeds) % study.seeds
-    row = seed * few + torch.randint(few, (count,), generator=generator, device=device)
-    return {name: value.to(device)[row] for name, value in pool.items()}

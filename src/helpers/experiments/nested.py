@@ -20,16 +20,15 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.estimators.nested import MetaLearner, evaluations
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, Tolerance, chosen
-from helpers.experiments.fields import AT_LEAST_0, among, limited
-from helpers.lab import statistics
+from helpers.fields import AT_LEAST_0, among, limited
+from helpers.lab import seeds, statistics
 from helpers.lab.break_even import first_below
-from helpers.lab.statistics import Interval
+from helpers.lab.experiment import Experiment, Run
+from helpers.lab.meta_training import meta_training
+from helpers.lab.statistics import Interval, Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
-from helpers.optimizers.adam import Adam, adam
 from helpers.tasks.batches import merge_support_query
 from helpers.tasks.families import SPLITS, SinusoidFamilies
 from helpers.types import Params, Tasks
@@ -185,45 +184,21 @@ class Training(Run):
         Returns:
             ``[measured, settings, seeds, families]``; at most ``FAILED``, also for a loss that is not finite.
         """
-        experiment, many_seeds = self.experiment, self.experiment.seeds
+        e = self.experiment
         generator = runtime.generator(TEST_SEED + list(SPLITS).index(split))
-        family = experiment.family(split)
-        drawn = family.draw(many_seeds * count, generator)
-        test = replace(family, queries=experiment.test_queries).tasks(drawn, experiment.test_tasks, generator)
+        family = e.family(split)
+        drawn = family.draw(e.seeds * count, generator)
+        test = replace(family, queries=e.test_queries).tasks(drawn, e.test_tasks, generator)
+        grid = [(rate, False) for rate in e.sgd_rates] + [(rate, True) for rate in e.adam_rates]
+        settings = grid if picked is None else [grid[number] for number in picked]
+        starts = {name: value.repeat_interleave(count, 0) for name, value in theta.items()}
+
+        def tasks() -> Tasks:
+            return family.tasks(drawn, e.meta_batch, generator)
+
         test = tree_map(lambda t: t.to(self.device), test)
-        grid = (*experiment.sgd_rates, *experiment.adam_rates)
-        picked = range(len(grid)) if picked is None else picked
-        adaptive = torch.tensor([number >= len(experiment.sgd_rates) for number in picked], device=self.device)
-        rates = torch.tensor([grid[number] for number in picked], device=self.device)
-        many = len(picked)
-
-        def spread(t: Tensor) -> Tensor:
-            """One value a setting, as a factor on parameters ``[settings · seeds · families, ...]``."""
-            return t.repeat_interleave(many_seeds * count)
-
-        def everywhere(tasks: Tasks) -> Tasks:
-            return tree_map(lambda t: t.repeat(many, *[1] * (t.dim() - 1)).to(self.device), tasks)
-
-        rates, adaptive = spread(rates), spread(adaptive)
-        phi = {n: v.repeat_interleave(count, 0).repeat(many, *[1] * (v.dim() - 1)) for n, v in theta.items()}
-        state = Adam.of(phi)
-        measured = []
-        for iteration in range(max(experiment.measured) + 1):
-            if iteration in experiment.measured:
-                parts = [{n: v.unflatten(0, (many, -1))[k] for n, v in phi.items()} for k in range(many)]
-                measured.append(torch.stack([vmap(self._meta_loss)(part, test) for part in parts]))
-            tasks = everywhere(family.tasks(drawn, experiment.meta_batch, generator))
-            gradient, _ = self.estimator(self.learner, phi, tasks)
-            adaptively, state = adam(gradient, state)
-            for name, value in phi.items():
-                shape = (-1, *[1] * (value.dim() - 1))
-                direction = torch.where(adaptive.view(shape), adaptively[name], gradient[name])
-                phi[name] = value - rates.view(shape) * direction
-        losses_ = torch.stack(measured).nan_to_num(FAILED).clamp(max=FAILED)
-        return losses_.unflatten(2, (many_seeds, count))
-
-    def _meta_loss(self, phi: Params, tasks: Tasks) -> Tensor:
-        return vmap(self.learner.task_loss, in_dims=(None, 0))(phi, tasks).mean()
+        found = meta_training(self.estimator, self.learner, starts, tasks, test, settings, e.measured)
+        return found.nan_to_num(FAILED).clamp(max=FAILED).unflatten(2, (e.seeds, count))
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """Meta-test losses ``loss_{n}`` after n iterations on a new family, ``shifted_loss_{n}`` beyond the range of
@@ -240,7 +215,7 @@ class Training(Run):
             count = experiment.test_families if split == "test" else experiment.shifted_families
             every = self.curves(theta, split, count, picked).mean(3)
             curve = torch.stack([row[picked.index(b)] for row, b in zip(every, best, strict=True)])  # [measured, seeds]
-            metrics |= {f"{prefix}loss_{n}": statistics.over_seeds(row) for n, row in zip(horizon, curve, strict=True)}
+            metrics |= statistics.by_steps(f"{prefix}loss", horizon, curve)
             if split == "test":
                 for level in experiment.levels:
                     needed = [first_below(horizon, seed, level) for seed in curve.T.tolist()]
@@ -280,9 +255,8 @@ def experiments() -> list[NestedExperiment]:
     return [
         NestedExperiment("turtles-third", "third"),
         NestedExperiment("turtles-second", "second"),
-        NestedExperiment(
-            "turtles-second-long", "second", iterations=7_500
-        ),  # about the processor time of turtles-third
+        # About the processor time of turtles-third.
+        NestedExperiment("turtles-second-long", "second", iterations=7_500),
         NestedExperiment("turtles-third-first-order", "third", first_order=True),
         NestedExperiment("turtles-joint", "joint"),
         NestedExperiment("turtles-random", "random", iterations=1),

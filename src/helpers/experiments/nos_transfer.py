@@ -15,36 +15,25 @@ import torch
 from torch import Tensor
 
 from helpers import losses
-from helpers.experiments.base import Experiment, Run, Tolerance, both_names, chosen
-from helpers.experiments.fields import among
-from helpers.experiments.nos import best, child
+from helpers.fields import among
 from helpers.lab import records
-from helpers.lab.statistics import Interval, interval, over_seeds
+from helpers.lab.experiment import Experiment, Run
+from helpers.lab.statistics import Interval, Tolerance, both_names, chosen, interval, over_seeds
 from helpers.learners.descent import CARRIED
 from helpers.models.layers import subtree
 from helpers.models.seq2seq import Seq2Seq, token_accuracy, translation_loss
 from helpers.models.wide_resnet import WideResNet
-from helpers.optimizers.child_training import RATES, Network, Population
+from helpers.optimizers.child_training import RATES, Population
+from helpers.optimizers.children import child
+from helpers.optimizers.entries import POWERSIGN_LABEL, SCORES, SIGNS, TABLE, Entry, networks_of, swept, trained
 from helpers.optimizers.language import parse
-from helpers.optimizers.rules import ADDSIGN, BASELINES, PAPER_RULES, POWERSIGN, state_bytes
+from helpers.optimizers.rules import state_bytes
+from helpers.optimizers.search import best
 from helpers.tasks import numerals, small_images
 from helpers.types import Examples, Params
 
 TARGETS = ("child", "wide-resnet", "translation")
-SCORES = ("test", "valid", "best_test", "best_valid")
 RESULTS = CARRIED + "results/"
-# label, rule, decay of its sign term
-Entry = tuple[str, str, str | None]
-TABLE: tuple[Entry, ...] = (
-    *((name.lower(), rule, None) for name, rule in BASELINES.items()),
-    *((f"rule{number:02d}", rule, None) for number, rule in enumerate(PAPER_RULES, start=1)),
-)
-SIGNS: tuple[Entry, ...] = (
-    ("addsign", ADDSIGN, None),
-    *((f"powersign_{kind}", POWERSIGN, kind) for kind in ("linear", "cosine", "restarts")),
-    ("addsign_linear", ADDSIGN, "linear"),
-)
-POWERSIGN_LABEL = f"rule{PAPER_RULES.index(POWERSIGN) + 1:02d}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +101,7 @@ class Transfer(Experiment):
         if self.target == "translation":
             parts = [numerals.load(split) for split in numerals.SPLITS]
             model = Seq2Seq(numerals.VOCABULARY, parts[0].x.shape[1])
-            parts = [examples(*part, self.batch) for part in parts]
+            parts = [numerals.examples(*part, self.batch) for part in parts]
             loss, score = translation_loss, token_accuracy
         else:
             parts = small_images.images("cifar10", self.size, self.train, self.valid, self.test)
@@ -125,16 +114,6 @@ class Transfer(Experiment):
             return Population(model, parts[0], parts[1], self.batch, seed, horizon=steps, **settings)
 
         return TransferRun(self, population, parts[2])
-
-
-def examples(source: Tensor, target: Tensor, batch: int) -> Examples:
-    """Sentences as a translator is trained on them, as many as fill minibatches.
-
-    Returns:
-        x int64 ``[n, S + T - 1]``, the source and the target without its end; y ``[n, T - 1]``, without its beginning.
-    """
-    n = len(source) // batch * batch
-    return Examples(torch.cat([source, target[:, :-1]], 1)[:n], target[:n, 1:])
 
 
 @dataclass(eq=False)
@@ -158,12 +137,14 @@ class TransferRun(Run):
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """Measure; what comes back as a gradient makes the outer step write the results down."""
-        results = {name: value.clone() for name, value in subtree(theta, RESULTS).items()}
+        t, results = self.transfer, {name: value.clone() for name, value in subtree(theta, RESULTS).items()}
         done = int(results["done"])
         if done == 0:
-            self._sweep(results)
+            results["sweep"].copy_(swept(self._population(0), t.entries, t.rates, t.sweep_epochs))
+            results["rates"].copy_(torch.tensor(t.rates)[results["sweep"].argmax(1)])
         else:
-            results["scores"][:, done - 1] = self._train(done, results["rates"].tolist())
+            population, rates = self._population(done), results["rates"].tolist()
+            results["scores"][:, done - 1] = trained(population, t.entries, rates, t.epochs, self.test)
         results["done"] += 1
         loss = -(results["sweep"].max(1).values if done == 0 else results["scores"][:, done - 1, 1]).mean()
         return {RESULTS + name: theta[RESULTS + name] - value for name, value in results.items()}, loss
@@ -173,29 +154,6 @@ class TransferRun(Run):
         population = self.population(seed)
         population.check_clock = lambda: self.check_clock()
         return population
-
-    def _sweep(self, results: dict[str, Tensor]) -> None:
-        t, population = self.transfer, self._population(0)
-        pairs = [(parse(rule), schedule, rate) for _, rule, schedule in t.entries for rate in t.rates]
-        networks = [population.network(rule, rate, schedule) for rule, schedule, rate in pairs]
-        population.run(networks, t.sweep_epochs)
-        results["sweep"].copy_(population.scores(networks).view(-1, len(t.rates)))
-        results["rates"].copy_(torch.tensor(t.rates)[results["sweep"].argmax(1)])
-
-    def _train(self, seed: int, rates: list[float], entries: tuple[Entry, ...] | None = None) -> Tensor:
-        """Scores ``[rules, 4]`` of all rules from one start."""
-        population, networks = self._trained(seed, rates, entries or self.transfer.entries)
-        best_valid = best_test = torch.zeros(len(networks))
-        for _ in range(self.transfer.epochs):
-            population.run(networks, 1)
-            valid, test = population.scores(networks), population.scores(networks, self.test)
-            best_valid, best_test = torch.maximum(best_valid, valid), torch.maximum(best_test, test)
-        return torch.stack([test, valid, best_test, best_valid], 1)
-
-    def _trained(self, seed: int, rates: list[float], entries) -> tuple[Population, list[Network]]:
-        population = self._population(seed)
-        pairs = zip(entries, rates, strict=True)
-        return population, [population.network(parse(rule), rate, schedule) for (_, rule, schedule), rate in pairs]
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """Scores over the starts, the differences from SGD and Adam start by start, and the rates."""
@@ -218,7 +176,8 @@ class TransferRun(Run):
     def spot_check(self, theta: Params) -> dict[str, Interval]:
         """The first rule trained for one epoch from the first start once more; interval over the test minibatches."""
         entries = self.transfer.entries[:1]
-        population, networks = self._trained(1, subtree(theta, RESULTS)["rates"][:1].tolist(), entries)
+        population = self._population(1)
+        networks = networks_of(population, entries, subtree(theta, RESULTS)["rates"][:1].tolist())
         population.run(networks, 1)
         parts = zip(self.test.x.split(self.transfer.batch), self.test.y.split(self.transfer.batch), strict=True)
         values = torch.cat([population.scores(networks, Examples(x, y)) for x, y in parts])

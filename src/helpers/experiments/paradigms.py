@@ -11,35 +11,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Run, Tolerance, chosen, drawn
-from helpers.experiments.few_shot import OnImages
-from helpers.experiments.fields import AT_LEAST_0, among, limited
-from helpers.experiments.paradigms_shifts import shifted
-from helpers.experiments.paradigms_sources import Sources
-from helpers.lab import checkpoints, evaluation, records, statistics
-from helpers.lab.statistics import Interval
+from helpers.fields import AT_LEAST_0, among, limited
+from helpers.lab import checkpoints, evaluation, records, seeds, statistics
+from helpers.lab.experiment import Run
+from helpers.lab.few_shot import OnImages
+from helpers.lab.statistics import Interval, Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.learners.feedforward import Amortized, AsItIs, Neighbours, Prototypes, Recurrent
 from helpers.learners.learned import LearnedDescent, started
 from helpers.models.convnet import ConvNet
-from helpers.models.layers import subtree_of
+from helpers.models.layers import new_head, subtree_of
 from helpers.models.mixed import MixedConvNet, MixedMLP, decided
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
 from helpers.optimizers.recurrent import RecurrentRule
+from helpers.tasks import shifts
+from helpers.tasks.batches import drawn
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
 from helpers.tasks.sinusoid import Sinusoids
+from helpers.tasks.sources import CurveSources, ImageSources
 from helpers.types import Model, Params, Tasks
 
 TEST_SEED = 19_930_601  # of the test tasks; the same tasks for all methods and seeds
 FAILED = 25.0  # squared error with which a task counts on which adaptation diverges: the largest amplitude's square
-VALIDATION_SCRIPTS = ("Greek", "Old Italic", "Lisu", "Coptic")  # 90 classes that no method is trained on
 # What is learned across tasks, by method. The first four are ways to learn F; then a distance, which needs no gradient
 # at test either; then transfer, from one source and from many; and what knows nothing of other tasks.
 METHODS = {
@@ -68,9 +67,6 @@ class ParadigmExperiment(OnImages):
         family: ``"sinusoid"`` or ``"glyphs"`` (5-way).
         method: a key of ``METHODS``.
         shots: K in training.
-        inner_rate: step size of the inner loop in training.
-        inner_steps: steps of the inner loop in training.
-        meta_batch: tasks of an iteration.
         minibatch: examples of an iteration, for the two kinds of transfer.
         sources: functions or scripts that transfer learns from; a script has many classes.
         test_shots: K at test.
@@ -120,8 +116,10 @@ class ParadigmExperiment(OnImages):
 
     def splits(self) -> tuple[ImageClasses, ImageClasses, ImageClasses]:
         """Classes to train on, to choose by and to be judged on: those of the reader's folder, if any."""
+        from helpers.tasks import glyphs
+
         if self.own is None:
-            return glyph_splits()
+            return glyphs.three_parts()
         return tuple(self.own.classes(part, self.ways) for part in ("train", "validation", self.own.judged))
 
     def data(self) -> dict[str, Any]:
@@ -172,19 +170,13 @@ class ParadigmExperiment(OnImages):
                 return LearnedDescent(self.model(), *descent)
         return GradientDescent(self.model(), *descent)  # initialization, joint, multisource, transfer
 
+    def shifts(self) -> dict[str, Callable[[Tasks], Tasks] | Sinusoids]:
+        """Families that training never saw: other sinusoids, or a change of the test images."""
+        return shifts.of_images() if self.of_images else shifts.of_sinusoids(Sinusoids(self.shots, self.queries))
+
     def setup(self, device: torch.device, compiled: bool) -> WayTraining:
         """Draw or load what the tasks are made of."""
         return WayTraining(self, device)
-
-
-def glyph_splits() -> tuple[ImageClasses, ImageClasses, ImageClasses]:
-    """Glyphs for training, validation and test, each of scripts of its own."""
-    from helpers.tasks import glyphs
-
-    train = glyphs.load("train")
-    held = [i for i, script in enumerate(train.groups) if script in VALIDATION_SCRIPTS]
-    kept = [i for i, script in enumerate(train.groups) if script not in VALIDATION_SCRIPTS]
-    return train.select(kept), train.select(held), glyphs.load("test")
 
 
 class WayTraining(Run):
@@ -197,9 +189,15 @@ class WayTraining(Run):
         if e.family == "glyphs":
             self.train, self.valid, self.test = e.splits()
             self.images = self.train.to(device)
-        train = self.train if e.family == "glyphs" else None
-        self.sources = Sources(e, train, TEST_SEED + 100, device) if e.sources else None
+        self.sources = [self._source(s) for s in range(e.seeds)] if e.sources else []
         self.ruled = isinstance(self.learner, LearnedDescent) and self.learner.rule is not None
+
+    def _source(self, number: int) -> CurveSources | ImageSources:
+        """What transfer learns from: other functions for each seed; one script for each, or all scripts."""
+        e = self.experiment
+        if e.family == "sinusoid":
+            return CurveSources.draw(e.sources, TEST_SEED + 100 + number, self.device)
+        return ImageSources.of(self.train, number if e.sources == 1 else None, self.device)
 
     # ---- tasks
 
@@ -218,7 +216,7 @@ class WayTraining(Run):
     def judged(self, split: str, shots: int, count: int, shift: str | None = None) -> Tasks:
         """Validation or test tasks, the same for all methods and seeds; drawn on the CPU."""
         e, seed = self.experiment, TEST_SEED + (split == "test")
-        change = shifted(e)[shift] if shift else None
+        change = e.shifts()[shift] if shift else None
         if isinstance(change, Sinusoids):
             return drawn(replace(change, shots=shots), count, seed, self.device)
         tasks = self.tasks(split, count, shots, runtime.generator(seed))
@@ -229,7 +227,7 @@ class WayTraining(Run):
         e, theta = self.experiment, subtree_of(theta, str(seed))
         if not self.sources:
             return decided(theta) if e.method == "architecture" else theta
-        return self.sources.start(theta)
+        return new_head(theta, e.model().head, e.ways or None)
 
     # ---- training
 
@@ -238,7 +236,7 @@ class WayTraining(Run):
         e = self.experiment
         if not self.sources:
             return seeds.numbered(seeds.of_their_own(self.learner.init, e.seed, e.seeds, self.device))
-        models = [e.model(self.sources.outputs(s)) for s in range(e.seeds)]
+        models = [e.model(source.outputs) for source in self.sources]
         return seeds.numbered([m.init(runtime.generator(e.seed + s, self.device)) for s, m in enumerate(models)])
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
@@ -251,7 +249,8 @@ class WayTraining(Run):
             self.check_clock()
             draws = seeds.draws_of(generator)
             if self.sources:
-                return self.sources.gradient(own, seed, draws)
+                model, (x, y) = e.model(self.sources[seed].outputs), self.sources[seed].batch(e.minibatch, draws)
+                return grad_and_value(lambda theta: e.loss(model(theta, x), y))(own)
             tasks = self._begun(self.tasks("train", e.meta_batch, e.shots, draws), draws)
             return self.estimator(self.learner, own, tasks)
 
@@ -328,7 +327,7 @@ class WayTraining(Run):
         if e.method in DESCENDING:
             tasks = self.judged("test", e.shots, e.test_tasks)
             metrics[f"{self.kind}_before"] = statistics.over_seeds(self._over_seeds(theta, tasks, 0, 0.0).mean(1))
-        for shift in shifted(e):
+        for shift in e.shifts():
             tasks = self.judged("test", e.shots, e.test_tasks, shift)
             metrics[f"{self.kind}_{shift}"] = statistics.over_seeds(self._over_seeds(theta, tasks, steps, rate).mean(1))
         metrics["parameters"] = chosen(float(sum(v.numel() for v in subtree_of(theta, "0").values())))

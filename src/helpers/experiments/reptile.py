@@ -10,17 +10,17 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
-from helpers.experiments import seeds
-from helpers.experiments.base import Experiment, Run, Tolerance
-from helpers.experiments.few_shot import FewShotExperiment, FewShotRun, OnOmniglot
-from helpers.lab import evaluation, statistics
-from helpers.lab.evaluation import Predictor
+from helpers.estimators.explicit import combinations, slug
+from helpers.lab import evaluation, seeds, statistics
+from helpers.lab.evaluation import PREDICTED, Predictor, minibatch_episodes
+from helpers.lab.experiment import Experiment, Run
+from helpers.lab.few_shot import FewShotExperiment, FewShotRun, OnOmniglot
+from helpers.lab.statistics import Tolerance
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
 from helpers.models.convnet import ConvNet
 from helpers.models.layers import subtree_of
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
-from helpers.progress import progress_bar
 from helpers.tasks.batches import merge_support_query, minibatches
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
@@ -29,7 +29,6 @@ from helpers.types import Estimator, Examples, Params, Tasks
 
 TEST_SEED = 20_180_308  # of the test tasks; the same tasks for every experiment and every evaluation
 BLOCK = 100  # test tasks that are drawn at once
-KINDS = ("inductive", "transductive")  # in the order of Predictor
 
 
 def network(e: FewShotExperiment) -> ConvNet:
@@ -56,7 +55,6 @@ class Omniglot(OnOmniglot):
         test_batch: examples in a minibatch of the evaluation.
         test_steps: minibatches of a test task.
         test_tasks: test episodes, with one query a class; the official code draws 10,000.
-        spot_tasks: of these, the first so many are evaluated on the way and once more by the records check.
     """
 
     headline = "inductive_accuracy"
@@ -128,19 +126,12 @@ class OmniglotTraining(FewShotRun):
         e, metrics = self.experiment, {}
         for shots in e.test_shots:
             family = FewShot(self.test, e.ways, shots, e.queries)
-            draws = runtime.generator(TEST_SEED + shots)
-            right = []
-            for _ in progress_bar(range(0, count, BLOCK), desc=f"testing, {shots} shot", leave=False):
-                tasks = family.sample(BLOCK, draws)
-                batches = minibatches(tasks.support, e.test_batch, e.test_steps, draws)
-                tasks, batches = tree_map(lambda t: t.to(self.device), (tasks, batches))
-                right.append(self.predict(self.learner, theta, tasks, batches).cpu())
-            right = torch.cat(right, 1)[:, :count]
-            for kind, accuracies in zip(KINDS, right, strict=True):
-                values = statistics.interval(accuracies)
-                metrics[f"{kind}_accuracy_{shots}_shot"] = values
-                spot = statistics.interval(accuracies[: e.spot_tasks])
-                metrics[f"spot_{kind}_accuracy_{shots}_shot"] = spot
+            settings = {"size": e.test_batch, "steps": e.test_steps, "seed": TEST_SEED + shots, "device": self.device}
+            episodes = minibatch_episodes(family, count, block=BLOCK, **settings)
+            right = torch.cat([self.predict(self.learner, theta, *some).cpu() for some in episodes], 1)[:, :count]
+            for kind, accuracies in zip(PREDICTED, right, strict=True):
+                metrics[f"{kind}_accuracy_{shots}_shot"] = statistics.interval(accuracies)
+                metrics[f"spot_{kind}_accuracy_{shots}_shot"] = statistics.interval(accuracies[: e.spot_tasks])
         return {e.headline: metrics[f"{e.headline}_{e.test_shots[0]}_shot"]} | metrics
 
 
@@ -177,17 +168,6 @@ class Combinations(OnOmniglot):
     evaluate_every: int = 2_000
     paper: str = "reptile"
 
-    def combinations(self) -> dict[str, tuple[float, ...]]:
-        """Name and weights of each combination, in the order of the paper's legend."""
-        found = {}
-        for k in range(1, self.longest + 1):
-            total = "+".join(f"g{i}" for i in range(1, k + 1))
-            found[total] = (1.0,) * k
-            if k > 1:
-                found[f"({total})/{k}"] = (1.0 / k,) * k
-                found[f"g{k}"] = (0.0,) * (k - 1) + (1.0,)
-        return found
-
     def learner(self) -> MinibatchDescent:
         """Network, loss and inner loop."""
         return MinibatchDescent(network(self), losses.cross_entropy, self.inner_rate)
@@ -203,7 +183,7 @@ class CombinationsTraining(Run):
     def __init__(self, experiment: Combinations, train: ImageClasses, test: ImageClasses, device: torch.device) -> None:
         self.experiment, self.device, self.learner = experiment, device, experiment.learner()
         e = experiment
-        self.weights = e.combinations()
+        self.weights = combinations(e.longest)
         # All twenty images of a class are needed for the longest path, so none is left for queries of their own.
         half = e.shots * e.longest // 2
         self.family = FewShot(train.to(device), e.ways, half, half)
@@ -236,22 +216,15 @@ class CombinationsTraining(Run):
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Accuracies of each after five steps on all support examples, ``g1_g2_inductive_accuracy`` and so on."""
         e, metrics = self.experiment, {}
-        family, draws = FewShot(self.test, e.ways, e.shots, e.queries), runtime.generator(TEST_SEED)
-        tasks = family.sample(e.test_tasks, draws)
-        batches = minibatches(tasks.support, e.inner_batch, e.test_steps, draws)
-        tasks, batches = tree_map(lambda t: t.to(self.device), (tasks, batches))
+        family = FewShot(self.test, e.ways, e.shots, e.queries)
+        settings = {"size": e.inner_batch, "steps": e.test_steps, "seed": TEST_SEED, "device": self.device}
+        (episodes,) = minibatch_episodes(family, e.test_tasks, block=e.test_tasks, **settings)
         for kind in self.weights:
-            right = self.predict(self.learner, subtree_of(theta, kind), tasks, batches).cpu()
-            for way, accuracies in zip(KINDS, right, strict=True):
+            right = self.predict(self.learner, subtree_of(theta, kind), *episodes).cpu()
+            for way, accuracies in zip(PREDICTED, right, strict=True):
                 metrics[f"{slug(kind)}_{way}_accuracy"] = statistics.interval(accuracies)
         longest = "_".join(f"g{i}" for i in range(1, e.longest + 1))
         return {e.headline: metrics[f"{longest}_{e.headline}"]} | metrics
-
-
-def slug(kind: str) -> str:
-    """A combination's name as the beginning of a metric's: ``(g1+g2)/2`` is ``mean_g1_g2``."""
-    gradients = kind.split("/")[0].strip("()").replace("+", "_")
-    return f"mean_{gradients}" if kind.startswith("(") else gradients
 
 
 @dataclass(frozen=True)
@@ -266,7 +239,6 @@ class SineDemo(Experiment):
         inner_rate: of SGD, in training and at test.
         shots: points that are seen at test.
         inner_batch: points in a minibatch.
-        test_steps: inner steps at test after which the error on all points is measured.
     """
 
     made_of = "sinusoids"
@@ -342,8 +314,7 @@ class SineTraining(Run):
         fresh = tree_map(lambda t: t.to(self.device), self.init(runtime.generator(e.seed)))
         metrics = {}
         for kind, start in (("reptile", theta), ("scratch", fresh)):
-            for steps, errors in zip(e.test_steps, vmap(curve)(start, tasks).T, strict=True):
-                metrics[f"{kind}_mse_{steps}"] = statistics.over_seeds(errors)
+            metrics |= statistics.by_steps(f"{kind}_mse", e.test_steps, vmap(curve)(start, tasks).T)
         headline = f"reptile_mse_{max(e.test_steps)}"
         return {headline: metrics[headline]} | metrics
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from helpers import runtime
 from helpers.errors import UserError
 from helpers.lab import records
-from helpers.lab.protocols import Experiment
+from helpers.lab.experiment import Experiment
 from helpers.lab.schedules import halved, seed_at
 from helpers.lab.statistics import Interval
 from helpers.learners.descent import CARRIED

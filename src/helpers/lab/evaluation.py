@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,17 +13,21 @@ from torch.utils._pytree import tree_map
 
 from helpers import runtime
 from helpers.errors import UserError
+from helpers.estimators.explicit import inner_step
 from helpers.lab import checkpoints
-from helpers.lab.protocols import Experiment
-from helpers.lab.statistics import Interval
+from helpers.lab.experiment import Experiment
+from helpers.lab.statistics import Interval, interval
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
-from helpers.losses import accuracy
+from helpers.losses import accuracy, cross_entropy
 from helpers.numerics.tracing import traced
 from helpers.progress import progress_bar
-from helpers.types import Examples, Params, Tasks
+from helpers.tasks.batches import minibatches
+from helpers.types import Examples, Model, Params, TaskFamily, Tasks
 from helpers.validate import whole
 
+ACCURACIES = (("transductive", True), ("inductive", False))  # kinds by name, and whether queries are seen together
+DIVERGED = 100.0  # a network with a larger cross-entropy, or with none that is a number, counts with this one
 CHUNK = 20  # tasks that a Predictor adapts at once on a CPU
 
 
@@ -103,6 +108,32 @@ def adaptation_curve(
     return torch.cat(curves).T
 
 
+def accuracy_curve(
+    learner: GradientDescent, theta: Params, tasks: Tasks, steps: Sequence[int], transductive: bool = True
+) -> Tensor:
+    """Accuracies ``[steps, tasks]`` after numbers of inner steps, as many tasks at a time as the device is good for."""
+    chunk = 25 if tasks.support.x.device.type == "cpu" else 300
+    return adaptation_curve(learner, theta, tasks, steps, accuracy, transductive, chunk=chunk)
+
+
+def accuracies(
+    learner: GradientDescent, theta: Params, tasks: Tasks, steps: Sequence[int], headline: int, spot: int | None = None
+) -> dict[str, Interval]:
+    """``{kind}_accuracy_{steps}``, transductive and not; ``transductive_accuracy``, after ``headline`` steps, is first.
+
+    Args:
+        spot: also enter ``spot_{kind}_accuracy_{headline}``, from the first so many tasks.
+    """
+    measured = {}
+    for kind, transductive in ACCURACIES:
+        curve = accuracy_curve(learner, theta, tasks, steps, transductive)
+        for count, values in zip(steps, curve, strict=True):
+            measured[f"{kind}_accuracy_{count}"] = interval(values)
+            if count == headline and spot:
+                measured[f"spot_{kind}_accuracy_{count}"] = interval(values[:spot])
+    return {"transductive_accuracy": measured[f"transductive_accuracy_{headline}"]} | measured
+
+
 def of_checkpoint(
     experiment: Experiment, path: Path, device: torch.device | str = "cpu", spot: bool = False
 ) -> dict[str, Interval]:
@@ -126,6 +157,25 @@ def of_checkpoint(
         )
     measure = run.spot_check if spot else run.evaluate
     return measure({name: value.to(device) for name, value in theta.items()})
+
+
+PREDICTED = ("inductive", "transductive")  # what a Predictor gives, in its order
+
+
+def minibatch_episodes(
+    family: TaskFamily, count: int, size: int, steps: int, seed: int, device: torch.device | str, block: int
+) -> Iterator[tuple[Tasks, Examples]]:
+    """At least ``count`` tasks, and their support sets in minibatches, the same on every device.
+
+    Args:
+        size, steps: of the minibatches.
+        block: tasks that are drawn at once.
+    """
+    draws = runtime.generator(seed)
+    for _ in progress_bar(range(0, count, block), desc="testing", leave=False, delay=2):
+        tasks = family.sample(block, draws)
+        batches = minibatches(tasks.support, size, steps, draws)
+        yield tree_map(lambda t: t.to(device), (tasks, batches))
 
 
 class Predictor:
@@ -162,3 +212,47 @@ def _accuracies(learner: MinibatchDescent, phi: Params, tasks: Tasks) -> Tensor:
 
 def _one_step(learner: MinibatchDescent, theta: Params, phi: Params, support: Examples) -> Params:
     return vmap(learner.step, in_dims=(None, 0, 0))(theta, phi, support)
+
+
+class Course:
+    """How several seeds' networks do in the course of learning; its two pieces are recorded once for each shape."""
+
+    def __init__(self) -> None:
+        self.step, self.outcome = traced(_seeds_step), traced(_seeds_outcome)
+
+    def __call__(
+        self, learner: GradientDescent, theta: Params, phi: Params, tasks: Tasks, measured: Sequence[int]
+    ) -> Tensor:
+        """Accuracy and cross-entropy ``[2, len(measured), seeds]``, means over the tasks.
+
+        Args:
+            learner: what makes a step.
+            theta: its meta-parameters ``[seeds, ...]``.
+            phi: where the networks begin, ``[seeds, tasks, ...]``.
+            tasks: support sets in minibatches ``[seeds, tasks, steps, shots, ...]``.
+            measured: increasing numbers of steps after which to measure.
+        """
+        done, values = 0, []
+        for steps in measured:
+            for number in range(done, steps):
+                batch = tree_map(lambda t: t[:, :, number].contiguous(), tasks.support)  # noqa: B023
+                phi = self.step(learner, theta, phi, batch)
+            done = steps
+            values.append(self.outcome(learner.model, phi, tasks.query).mean(-1))
+        return torch.stack(values, 1)
+
+
+def _seeds_step(learner: GradientDescent, theta: Params, phi: Params, support: Examples) -> Params:
+    """One inner step of every task of every seed."""
+    return vmap(partial(inner_step, learner))(theta, phi, support)
+
+
+def _seeds_outcome(model: Model, phi: Params, query: Examples) -> Tensor:
+    """Accuracy and cross-entropy ``[2, seeds, tasks]``."""
+
+    def one(phi: Params, query: Examples) -> Tensor:
+        outputs = model(phi, query.x)
+        loss = cross_entropy(outputs, query.y).nan_to_num(DIVERGED).clamp(max=DIVERGED)
+        return torch.stack([accuracy(outputs, query.y), loss])
+
+    return vmap(vmap(one))(phi, query).movedim(-1, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,10 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers.lab import statistics
+from helpers.lab.statistics import Interval
 from helpers.learners.descent import GradientDescent
 from helpers.numerics import tracing
+from helpers.tasks.jets import protocol
 from helpers.types import Examples, Params, Tasks
 
 
@@ -76,3 +78,22 @@ def _quality(learner: GradientDescent, phi: Params, x: Tensor) -> Tensor:
         return ranking(background, signal)
 
     return vmap(vmap(one), in_dims=(0, None))(phi, x)
+
+
+def named(rankings: dict[str, Tensor], how: str, summary: Callable[[Tensor], Interval]) -> dict[str, Interval]:
+    """Metrics of rankings ``[samples, 3]`` by place, with the windows among them: ``auc_{where}_{how}``, also for
+    their ``mean``, ``rejection_{where}_{how}`` and ``rejection30_{where}_{how}``."""
+    mean = torch.stack([rankings[edge] for edge in protocol.EDGES]).mean(0)
+    metrics = {f"auc_mean_{how}": summary(mean[:, 0])}
+    for where, values in rankings.items():
+        area, half, third = values.unbind(1)
+        metrics[f"auc_{where}_{how}"] = summary(area)
+        metrics[f"rejection_{where}_{how}"] = summary(1 / half)
+        metrics[f"rejection30_{where}_{how}"] = summary(1 / third)
+    return metrics
+
+
+def best(grid: Sequence[Tensor], rates: Sequence[float], steps: Sequence[int]) -> tuple[float, int]:
+    """The rate and number of steps with the largest entry of ``grid``, ``[len(steps)]`` for each rate."""
+    rate, step = divmod(int(torch.stack(list(grid)).argmax()), len(steps))
+    return rates[rate], steps[step]

@@ -16,7 +16,7 @@ from helpers import runtime
 from helpers.errors import UserError
 from helpers.lab import records
 from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, read_checkpoint
-from helpers.lab.protocols import Experiment, Run
+from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Interval
 from helpers.types import Params
 

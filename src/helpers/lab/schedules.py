@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from helpers.lab.protocols import Experiment
+from helpers.lab.experiment import Experiment
 from helpers.learners.descent import CARRIED
 from helpers.types import Params
 

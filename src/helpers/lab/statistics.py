@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -45,6 +45,34 @@ class Interval(_Summary):
 
     def __str__(self) -> str:
         return f"{self.value:.4f} ± {self.ci95:.4f} (n = {self.n})"
+
+
+class Tolerance(NamedTuple):
+    """How far a metric may be from its record when the checkpoint is evaluated again; the terms are added up.
+
+    Rounding differs between machines and is amplified by what follows it, for each kind of metric in another way.
+
+    Attributes:
+        absolute: in units of the metric.
+        relative: in units of its value.
+        intervals: in units of its 95 % interval, if it has one.
+        per_sample: in units of what one of its samples contributes to the mean.
+    """
+
+    absolute: float = 0.0
+    relative: float = 0.0
+    intervals: float = 0.0
+    per_sample: float = 0.0
+
+    def of(self, metric: Interval) -> float:
+        """The largest difference from a recorded metric.
+
+        >>> Tolerance(0.5, relative=0.25).of(Interval(2.0, float("nan"), 1))
+        1.0
+        """
+        spread = metric.ci95 if metric.ci95 > 0 else 0.0  # not a number: there is no interval
+        allowed = self.absolute + self.relative * abs(metric.value) + self.intervals * spread
+        return allowed + self.per_sample / metric.n
 
 
 def interval(samples: Tensor) -> Interval:
@@ -210,6 +238,21 @@ def holm(values: Sequence[float]) -> list[float]:
         so_far = max(so_far, min(1.0, (len(values) - rank) * values[index]))
         adjusted[index] = so_far
     return adjusted
+
+
+def by_steps(kind: str, steps: Sequence[int], values: Iterable[Tensor]) -> dict[str, Interval]:
+    """``{kind}_{steps}`` with intervals over seeds, of values ``[seeds]`` for each number of steps."""
+    return {f"{kind}_{number}": over_seeds(row) for number, row in zip(steps, values, strict=True)}
+
+
+def chosen(value: float) -> Interval:
+    """A number that was set or picked, not measured: no interval."""
+    return Interval(value, float("nan"), 1)
+
+
+def both_names(spot: dict[str, Interval]) -> dict[str, Interval]:
+    """Metrics of a spot check that is as thorough as the evaluation: once as ``spot_…`` and once without."""
+    return spot | {name.removeprefix("spot_"): value for name, value in spot.items()}
 
 
 def auc(background: Tensor, signal: Tensor) -> Tensor:

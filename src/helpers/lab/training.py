@@ -25,7 +25,7 @@ from helpers import runtime
 from helpers.errors import UserError
 from helpers.lab import records, reports, stopping
 from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, moved
-from helpers.lab.protocols import Experiment, Run
+from helpers.lab.experiment import Experiment, Run
 from helpers.lab.schedules import RETURNS, annealed, halved, outer_rate_at, steady
 from helpers.lab.statistics import Interval
 from helpers.lab.tensorboard import Watch

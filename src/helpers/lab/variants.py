@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_type_hints
 from helpers import settings
 from helpers.errors import UserError, nearest
 from helpers.lab.checkpoints import configuration
-from helpers.lab.protocols import Experiment
+from helpers.lab.experiment import Experiment
 
 LONGEST = 120  # letters of a variant's name, since files are called by it
 # What fields of these names mean, unless the docstring of their class says more.
@@ -139,12 +139,12 @@ def restored(config: Mapping[str, Any], known: Mapping[str, Experiment]) -> Expe
 
 
 def described(experiment: Any) -> list[Field]:
-    """The fields of an experiment, with what they mean by the docstrings of its classes and of the protocol.
+    """The fields of an experiment, with what they mean by the docstrings of its classes.
 
     What is itself made of fields comes field by field, named as :func:`variant` takes them.
     """
     kinds, meanings = get_type_hints(type(experiment)), dict(COMMON)
-    for owner in (Experiment, *reversed(type(experiment).__mro__)):
+    for owner in reversed(type(experiment).__mro__):
         meanings |= _attributes(owner)
     found = []
     for field in fields(experiment):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from helpers.learners.descent import detached
@@ -83,6 +83,33 @@ def descent(
 
     with torch.no_grad():
         return vmap(curve)(tasks).T.nan_to_num(CAPPED, CAPPED, CAPPED).clamp(max=CAPPED)
+
+
+def descended(
+    learner: LossDescent,
+    theta: Params,
+    tasks: Started,
+    steps: Sequence[int],
+    measure: Callable[[Params, Examples], Tensor] | None = None,
+    rate: float | None = None,
+    optimizer: str = "sgd",
+    own_loss: bool = False,
+) -> Tensor:
+    """A measure on the query set while parameters descend the learned loss, see :func:`descent`.
+
+    Args:
+        measure: by default the task's own loss.
+        rate: by default the learner's.
+        own_loss: descend the task's own loss instead; θ is then not used.
+    """
+
+    def gradient(phi: Params, support: Examples) -> Params:
+        if own_loss:
+            return grad(lambda p: learner.loss(learner.model(p, support.x), support.y))(phi)
+        return learner.inner_gradient(theta, phi, support)
+
+    rate = learner.rate if rate is None else rate
+    return descent(gradient, measure or learner.query_loss, tasks, steps, rate, optimizer)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from helpers import runtime
 from helpers.errors import UserError
+from helpers.progress import progress_bar
 from helpers.tasks.control.experience import reward
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
@@ -180,3 +181,35 @@ def ppo(e: PolicySettings, goal: Tensor, setting: Sequence[float], updates: int,
         )  # fmt: skip
         model.learn((updates + 1) * model.n_steps * world.num_envs)
     return torch.tensor(world.returns)
+
+
+def tuned_ppo(
+    e: PolicySettings, training: Tensor, test: Tensor, settings: Sequence[Sequence[float]], updates: int, seeds: int
+) -> tuple[Sequence[float], Tensor]:
+    """PPO with that of several settings which has the best return after its last update on training goals.
+
+    Args:
+        training, test: goals, ``[goals, 2]``.
+        settings: learning rate, epochs and discount of each.
+        updates, seeds: how many; each goal of each seed has a policy of its own.
+
+    Returns:
+        The setting, and mean returns over the test goals ``[seeds, updates + 1]``.
+
+    Raises:
+        UserError: where stable-baselines3 is not installed.
+    """
+    bar = progress_bar(total=len(settings) * len(training) + seeds * len(test), desc="PPO", leave=False)
+
+    def run(goal: Tensor, setting: Sequence[float], seed: int) -> Tensor:
+        bar.update()
+        return ppo(e, goal, setting, updates, seed)
+
+    with bar:
+        ends = [
+            torch.stack([run(goal, setting, seed) for seed, goal in enumerate(training)])[:, -1].mean()
+            for setting in settings
+        ]
+        best = settings[int(torch.stack(ends).argmax())]
+        runs = [[run(goal, best, 1000 * (1 + seed) + i) for i, goal in enumerate(test)] for seed in range(seeds)]
+    return best, torch.stack([torch.stack(goals).mean(0) for goals in runs])

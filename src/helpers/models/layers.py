@@ -99,3 +99,17 @@ def large_enough(height: int, width: int, halvings: int) -> None:
 def subtree_of(theta: Params, kind: str) -> Params:
     """The entries of θ under ``kind/``, without that prefix: one of several networks that are trained together."""
     return subtree(theta, f"{kind}/")
+
+
+def new_head(params: Params, head: str, outputs: int | None = None) -> Params:
+    """A network with another last layer: of one output, the mean of those it has; or of so many that are 0.
+
+    Args:
+        head: what the names of the last layer's parameters begin with; weights are ``[in, out]``.
+    """
+    weight, bias = params[f"{head}weight"], params[f"{head}bias"]
+    if outputs is None:
+        weight, bias = weight.mean(1, keepdim=True), bias.mean(0, keepdim=True)
+    else:
+        weight, bias = weight.new_zeros(len(weight), outputs), bias.new_zeros(outputs)
+    return params | {f"{head}weight": weight, f"{head}bias": bias}

@@ -22,8 +22,8 @@ class Floor(NamedTuple):
 
 FLOORS = (  # lowest first
     Floor(
-        ("types", "runtime", "validate", "settings", "parsing", "progress", "errors"),
-        "the nouns (parameters, networks, tasks, learners, estimators); paths, devices, files; arguments, settings",
+        ("types", "runtime", "validate", "settings", "fields", "parsing", "progress", "errors"),
+        "the nouns (parameters, networks, tasks, learners, estimators); paths, devices, files; values, settings",
     ),
     Floor(
         ("numerics", "site"),

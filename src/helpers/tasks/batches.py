@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from helpers import runtime
 from helpers.errors import UserError
-from helpers.types import Examples, Tasks
+from helpers.types import Examples, TaskFamily, Tasks
 from helpers.validate import whole as whole_number
 
-__all__ = ["merge_support_query", "minibatches"]
+__all__ = ["drawn", "merge_support_query", "minibatches"]
 
 
 def merge_support_query(tasks: Tasks) -> Examples:
@@ -62,3 +64,8 @@ def minibatches(
         return t.gather(1, index).unflatten(1, (count, size))
 
     return Examples(take(examples.x), take(examples.y))
+
+
+def drawn(family: TaskFamily, count: int, seed: int, device: torch.device | str) -> Tasks:
+    """Tasks that are the same on every device: drawn on the CPU by a seed, and then moved."""
+    return tree_map(lambda t: t.to(device), family.sample(count, runtime.generator(seed)))

@@ -10,6 +10,7 @@ of each, so that a set is one tensor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from helpers.errors import UserError
+from helpers.tasks.batches import minibatches
 from helpers.tasks.episodes import check_draw, check_images, episodes_of, pooled
 from helpers.tasks.images import Files, ImageClasses, hashed_order, import_torchvision, read_bytes, sha256
 from helpers.types import Examples, Tasks
@@ -171,6 +174,35 @@ class DigitPairs:
         pair = torch.tensor(self.pairs, device=device)[chosen]  # [T, 2]
         tasks = episodes_of(pooled(self.images), pair, self.shots // 2, self.queries // 2, generator)
         return Tasks(*(Examples(x.flatten(2), y) for x, y in tasks))
+
+
+def long_tasks(
+    train: Tensor,
+    test: Tensor | None,
+    pairs: Sequence[Pair],
+    shots: int,
+    steps: int,
+    queries: int,
+    generator: torch.Generator,
+) -> Tasks:
+    """A task for each pair, with a support set in minibatches ``[pairs, steps, shots, ...]``.
+
+    Args:
+        train: images by digit, to learn from.
+        test: images to be judged on; None for training images that are not in the support set.
+        pairs: of digits.
+        shots, steps: images of a minibatch, and how many there are; where images run out they come again, in another
+            order.
+        queries: images to be judged on.
+        generator: draws.
+    """
+    seen, found = min(shots * steps, 2 * train.shape[1] - queries), []
+    for pair in pairs:
+        task = DigitPairs(train, (pair,), seen, queries).sample(1, generator)
+        if test is not None:
+            task = Tasks(task.support, DigitPairs(test, (pair,), 2, queries).sample(1, generator).query)
+        found.append(Tasks(minibatches(task.support, shots, steps, generator), task.query))
+    return tree_map(lambda *parts: torch.cat(parts), *found)
 
 
 # ---------------------------------------- the two sets

@@ -171,3 +171,13 @@ def load(split: str, seed: int = 0, limit: int = LIMIT) -> Examples:
         encode([sources[n] for n in chosen], length=longest[0]),
         encode([targets[n] for n in chosen], ends=True, length=longest[1]),
     )
+
+
+def examples(source: Tensor, target: Tensor, batch: int) -> Examples:
+    """Sentences as a translator is trained on them, as many as fill minibatches.
+
+    Returns:
+        x int64 ``[n, S + T - 1]``, the source and the target without its end; y ``[n, T - 1]``, without its beginning.
+    """
+    n = len(source) // batch * batch
+    return Examples(torch.cat([source, target[:, :-1]], 1)[:n], target[:n, 1:])

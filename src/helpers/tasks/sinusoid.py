@@ -85,3 +85,19 @@ class Sinusoids:
 def _uniform(low: float, high: float, n_tasks: int, n: int, generator: torch.Generator) -> torch.Tensor:
     """Uniform draws ``[T, n, 1]`` on the generator's device."""
     return low + (high - low) * torch.rand(n_tasks, n, 1, generator=generator, device=generator.device)
+
+
+def without_oracle(tasks: Tasks) -> Tasks:
+    """The tasks without the oracle's inputs: only x is left of (x, amplitude, phase)."""
+    return Tasks(*(Examples(examples.x[..., :1], examples.y) for examples in tasks))
+
+
+def halves(tasks: Tasks) -> Tasks:
+    """The same sinusoids, drawn with ``oracle``: support points in the right half of inputs, queries in the left."""
+
+    def moved(examples: Examples, sign: int) -> Examples:
+        x, amplitude, phase = examples.x.split(1, -1)
+        x = sign * x.abs()
+        return Examples(torch.cat([x, amplitude, phase], -1), amplitude * torch.sin(x - phase))
+
+    return Tasks(moved(tasks.support, 1), moved(tasks.query, -1))

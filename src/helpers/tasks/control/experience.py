@@ -1,4 +1,12 @@
-"""Experience of a stochastic policy: drawn actions, rewards to go, advantages, and what a loss sees of it."""
+"""Experience of a stochastic policy: drawn actions, rewards to go, advantages, and what a loss sees of it.
+
+An action is counted in units of the environment's ``max_action``. The reward of a step is
+
+    r = −‖p − g‖ − control_cost · ‖a‖²,
+
+with p the position after it (m for the point mass; joint angles in rad for the arm), g the goal and a the action, cut
+to [−1, 1]. A *return* is the sum over the horizon, thus about −horizon times the mean distance.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which values the fields of an experiment may have: one place for types and limits.
+"""Which values the fields of a configuration, such as an experiment's, may have: one place for types and limits.
 
 A field's type is its annotation. Its limit follows from its name (``LIMITS``) or, where a name means something else
 in one class, from its declaration (:func:`limited`, :func:`among`). What neither names is, for a whole number, at least

@@ -3,7 +3,7 @@
 An *experiment* is a frozen dataclass whose fields are its configuration: two with the same fields are the same
 experiment, and a checkpoint of other fields is refused. What is no configuration is a class attribute or a method, with
 the default that :class:`Experiment` declares. Wrong fields are refused when it is made
-(:mod:`helpers.experiments.fields`).
+(:mod:`helpers.fields`).
 
 ``setup(device, compiled)`` loads the data and gives a *run*, the experiment made ready on one device (:class:`Run`).
 :func:`helpers.lab.training.train` asks the experiment for its configuration, its data's digest and its outer rates,
@@ -19,45 +19,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from helpers import runtime
 from helpers.errors import UserError
-from helpers.experiments.fields import check_fields
-from helpers.lab.statistics import Interval
-from helpers.types import Estimator, Learner, Params, TaskFamily, Tasks
-
-
-class Tolerance(NamedTuple):
-    """How far a metric may be from its record when the checkpoint is evaluated again; the terms are added up.
-
-    Rounding differs between machines and is amplified by what follows it, for each kind of metric in another way.
-
-    Attributes:
-        absolute: in units of the metric.
-        relative: in units of its value.
-        intervals: in units of its 95 % interval, if it has one.
-        per_sample: in units of what one of its samples contributes to the mean.
-    """
-
-    absolute: float = 0.0
-    relative: float = 0.0
-    intervals: float = 0.0
-    per_sample: float = 0.0
-
-    def of(self, metric: Interval) -> float:
-        """The largest difference from a recorded metric.
-
-        >>> Tolerance(0.5, relative=0.25).of(Interval(2.0, float("nan"), 1))
-        1.0
-        """
-        spread = metric.ci95 if metric.ci95 > 0 else 0.0  # not a number: there is no interval
-        allowed = self.absolute + self.relative * abs(metric.value) + self.intervals * spread
-        return allowed + self.per_sample / metric.n
+from helpers.fields import check_fields
+from helpers.lab.statistics import Interval, Tolerance
+from helpers.types import Estimator, Learner, Params, Tasks
 
 
 class Experiment(ABC):
@@ -206,18 +176,3 @@ class Run(ABC):
             return estimator(learner, theta, tasks)
 
         return run
-
-
-def both_names(spot: dict[str, Interval]) -> dict[str, Interval]:
-    """Metrics of a spot check that is as thorough as the evaluation: once as ``spot_…`` and once without."""
-    return spot | {name.removeprefix("spot_"): value for name, value in spot.items()}
-
-
-def drawn(family: TaskFamily, count: int, seed: int, device: torch.device | str) -> Tasks:
-    """Tasks that are the same on every device: drawn on the CPU by a seed, and then moved."""
-    return tree_map(lambda t: t.to(device), family.sample(count, runtime.generator(seed)))
-
-
-def chosen(value: float) -> Interval:
-    """A number that was set or picked, not measured: no interval."""
-    return Interval(value, float("nan"), 1)

@@ -1,23 +1,17 @@
-"""How taggers of jets are judged: supervision, domains, splits and scores."""
+"""What taggers of jets are trained, tuned and judged on: domains, splits and supervision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from helpers import losses
-from helpers.errors import UserError
-from helpers.experiments.base import Experiment, Tolerance
-from helpers.lab.statistics import Interval
-from helpers.models.convnet import ConvNet
-from helpers.models.deep_sets import DeepSets
 from helpers.tasks import jets
 from helpers.tasks.jets.detector import Detector
 from helpers.tasks.jets.tasks import Domain, JetTasks
-from helpers.types import Examples, Model, Tasks
+from helpers.types import Examples, Tasks
 
 TEST_SEED = 20_171_213  # of the test tasks; the same tasks for every experiment and every evaluation
 TRAIN_WINDOWS, INSIDE, OUTSIDE = (0, 1, 3), 2, 4  # 400–500 GeV interpolates, 600–800 GeV extrapolates
@@ -99,58 +93,3 @@ def test_domains() -> dict[str, tuple[Domain, ...]]:
     ):
         found[name] = jets.domains([signal], windows, [shower], [DATA_DETECTOR])
     return found
-
-
-def tagger(kind: str) -> Model:
-    """A network that gives two logits, QCD and signal.
-
-    Args:
-        kind: ``"images"``, a small convolutional network without normalisation, so that jets are judged one by one; or
-            ``"particles"``, a network of their set.
-
-    Raises:
-        UserError: for another kind.
-    """
-    match kind:
-        case "images":
-            return ConvNet(2, filters=8, blocks=3, head_scale=None, flatten=True, size=25, gain=2**0.5, norm=False)
-        case "particles":
-            return DeepSets()
-    raise UserError(f"there is no tagger of {kind!r}: use images or particles")
-
-
-def named(rankings: dict[str, Tensor], how: str, summary: Callable[[Tensor], Interval]) -> dict[str, Interval]:
-    """Metrics of rankings ``[samples, 3]`` by place, with the windows among them: ``auc_{where}_{how}``, also for
-    their ``mean``, ``rejection_{where}_{how}`` and ``rejection30_{where}_{how}``."""
-    mean = torch.stack([rankings[edge] for edge in EDGES]).mean(0)
-    metrics = {f"auc_mean_{how}": summary(mean[:, 0])}
-    for where, values in rankings.items():
-        area, half, third = values.unbind(1)
-        metrics[f"auc_{where}_{how}"] = summary(area)
-        metrics[f"rejection_{where}_{how}"] = summary(1 / half)
-        metrics[f"rejection30_{where}_{how}"] = summary(1 / third)
-    return metrics
-
-
-def best(grid: Sequence[Tensor], rates: Sequence[float], steps: Sequence[int]) -> tuple[float, int]:
-    """The rate and number of steps with the largest entry of ``grid``, ``[len(steps)]`` for each rate."""
-    rate, step = divmod(int(torch.stack(list(grid)).argmax()), len(steps))
-    return rates[rate], steps[step]
-
-
-class OnJets(Experiment):
-    """An experiment whose data are the simulated jets."""
-
-    # Jets of nearly the same score change places, and so may two nearly level inner rates, then next to each other.
-    tolerances = (
-        ("rate_*", Tolerance(relative=2.5)),
-        ("steps_*", Tolerance(relative=2.5)),
-        ("rejection*", Tolerance(relative=0.1)),
-        ("*", Tolerance(0.01)),
-    )
-    # Taggers share their test tasks, so that the interval over them leaves out by how much few tasks differ.
-    spot_chance = Tolerance(0.03)
-
-    def data(self) -> dict[str, Any]:
-        """Digest of the simulated jets."""
-        return jets.load().provenance

@@ -63,3 +63,17 @@ def draws_of(generator: torch.Generator) -> torch.Generator:
     """A generator of one seed's own, which the common one seeds."""
     number = torch.randint(2**62, (), generator=generator, device=generator.device)
     return runtime.generator(int(number), generator.device)
+
+
+def few_starts(init: Init, few: int, many: int, count: int, generator: torch.Generator) -> Params:
+    """First parameters of ``count`` tasks, the seeds one after the other, where each seed has but ``few`` to draw from.
+
+    The few are the same whenever this is called.
+
+    Args:
+        many: seeds.
+    """
+    pool, device = fresh(init, many * few, runtime.generator(1)), generator.device
+    seed = torch.arange(count, device=device) // max(1, count // many) % many
+    row = seed * few + torch.randint(few, (count,), generator=generator, device=device)
+    return {name: value.to(device)[row] for name, value in pool.items()}

@@ -1,11 +1,10 @@
-"""Tasks of another kind than those of training, for the ways to learn of the first chapter."""
+"""Tasks of another kind than those of training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -14,19 +13,17 @@ from helpers.tasks.sinusoid import Sinusoids
 from helpers.types import Examples, Tasks
 
 
-def shifted(experiment: Any) -> dict[str, Callable[[Tasks], Tasks] | Sinusoids]:
-    """Families that training never saw: other sinusoids, or a change of the test images.
+def of_sinusoids(own: Sinusoids) -> dict[str, Sinusoids]:
+    """Sinusoids outside the ranges of those given."""
+    return {
+        "larger": replace(own, amplitudes=(5.0, 7.0)),
+        "later": replace(own, phases=(math.pi, 2 * math.pi)),
+        "elsewhere": replace(own, inputs=(5.0, 10.0)),
+    }
 
-    Args:
-        experiment: a :class:`~helpers.experiments.paradigms.ParadigmExperiment`.
-    """
-    if experiment.family == "sinusoid":
-        own = Sinusoids(experiment.shots, experiment.queries)
-        return {
-            "larger": replace(own, amplitudes=(5.0, 7.0)),
-            "later": replace(own, phases=(math.pi, 2 * math.pi)),
-            "elsewhere": replace(own, inputs=(5.0, 10.0)),
-        }
+
+def of_images() -> dict[str, Callable[[Tasks], Tasks]]:
+    """Changes of the images of tasks: turned by a right angle, negative, half as large."""
 
     def changed(change: Callable[[Tensor], Tensor]) -> Callable[[Tasks], Tasks]:
         return lambda tasks: Tasks(*(Examples(change(examples.x), examples.y) for examples in tasks))
