@@ -192,7 +192,8 @@ class ShapedSine(Ml3Experiment):
             learned, plain = self.landscape(theta, truth, omegas)
             shares = downhill_share(learned, omegas, truth, self.close)
             m[f"learned_basin{kind}"] = statistics.over_seeds(shares.mean(1))
-            m[f"mse_basin{kind}"] = chosen(downhill_share(plain, omegas, truth, self.close).mean().item())
+            of_plain = downhill_share(plain, omegas, truth, self.close)
+            m[f"mse_basin{kind}"] = statistics.interval(of_plain)  # one for each ω*
         tests = run.common(self.tasks(self.test_tasks, runtime.generator(TEST_SEED)))
 
         def away(phi: Params, query: Examples) -> Tensor:

@@ -164,6 +164,5 @@ def table(metrics: Metrics, kind: str, steps: Sequence[int], values: Tensor) -> 
 
     Where no seed differs from another, since nothing that was learned is used, the interval is over tasks instead.
     """
-    for number, entry in zip(steps, values.double(), strict=True):
-        learned = not torch.equal(entry, entry[:1].expand_as(entry))
-        metrics[f"{kind}_{number}"] = statistics.over_seeds(entry.mean(1)) if learned else statistics.interval(entry[0])
+    for number, entry in zip(steps, values, strict=True):
+        metrics[f"{kind}_{number}"] = statistics.over_runs(entry)

@@ -237,7 +237,9 @@ class WayTraining(Run):
         if not self.sources:
             return seeds.numbered(seeds.of_their_own(self.learner.init, e.seed, e.seeds, self.device))
         models = [e.model(source.outputs) for source in self.sources]
-        return seeds.numbered([m.init(runtime.generator(e.seed + s, self.device)) for s, m in enumerate(models)])
+        return seeds.numbered(
+            [m.init(runtime.generator(seeds.of_run(e.seed, s), self.device)) for s, m in enumerate(models)]
+        )
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The meta-gradient of every seed, each on tasks of its own; what is not trained has none."""
@@ -317,19 +319,19 @@ class WayTraining(Run):
             began = time.process_time()
             scores = self._over_seeds(theta, tasks, steps, rate)
             seconds = (time.process_time() - began) / scores.numel()
-            metrics[f"{self.kind}_{shots}"] = statistics.over_seeds(scores.mean(1))
+            metrics[f"{self.kind}_{shots}"] = statistics.over_runs(scores)
             if shots == e.shots:
-                metrics[f"spot_{self.kind}_{shots}"] = statistics.over_seeds(scores[:, : e.spot_tasks].mean(1))
+                metrics[f"spot_{self.kind}_{shots}"] = statistics.over_runs(scores[:, : e.spot_tasks])
             examples = shots * max(1, e.ways)
             values = {"steps": steps, "rate": rate, "gradients": steps * examples, "seconds": seconds}
             metrics |= {f"{name}_{shots}": chosen(float(value)) for name, value in values.items()}
         steps, rate = choices[e.shots]
         if e.method in DESCENDING:
             tasks = self.judged("test", e.shots, e.test_tasks)
-            metrics[f"{self.kind}_before"] = statistics.over_seeds(self._over_seeds(theta, tasks, 0, 0.0).mean(1))
+            metrics[f"{self.kind}_before"] = statistics.over_runs(self._over_seeds(theta, tasks, 0, 0.0))
         for shift in e.shifts():
             tasks = self.judged("test", e.shots, e.test_tasks, shift)
-            metrics[f"{self.kind}_{shift}"] = statistics.over_seeds(self._over_seeds(theta, tasks, steps, rate).mean(1))
+            metrics[f"{self.kind}_{shift}"] = statistics.over_runs(self._over_seeds(theta, tasks, steps, rate))
         metrics["parameters"] = chosen(float(sum(v.numel() for v in subtree_of(theta, "0").values())))
         headline = f"{self.kind}_{e.shots}"
         return {headline: metrics[headline]} | metrics
@@ -345,7 +347,7 @@ class WayTraining(Run):
             choice = self.settings(theta, e.shots)
         tasks = tree_map(lambda t: t[: e.spot_tasks], self.judged("test", e.shots, e.test_tasks))
         scores = self._over_seeds(theta, tasks, *choice)
-        return {f"spot_{self.kind}_{e.shots}": statistics.over_seeds(scores.mean(1))}
+        return {f"spot_{self.kind}_{e.shots}": statistics.over_runs(scores)}
 
 
 def experiments() -> list[ParadigmExperiment]:

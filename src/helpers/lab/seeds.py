@@ -32,9 +32,18 @@ def fresh(init: Init, count: int, generator: torch.Generator) -> Params:
     return stacked([init(generator) for _ in range(count)])
 
 
+def of_run(seed: int, number: int) -> int:
+    """The seed of one of several runs side by side: those of one experiment never meet those of another seed.
+
+    >>> [of_run(0, 2), of_run(1, 0) - of_run(0, 0)]
+    [2, 4294967296]
+    """
+    return seed * 2**32 + number
+
+
 def of_their_own(init: Init, seed: int, count: int, device: torch.device) -> list[Params]:
     """First parameters of each seed, drawn from a generator of its own: the same for whatever is compared."""
-    return [init(runtime.generator(seed + number, device)) for number in range(count)]
+    return [init(runtime.generator(of_run(seed, number), device)) for number in range(count)]
 
 
 def apart(tree: Any, *sizes: int) -> Any:

@@ -127,6 +127,25 @@ def over_seeds(samples: Tensor) -> Interval:
     return _summarised(samples, "seed")
 
 
+def over_runs(values: Tensor) -> Interval:
+    """Mean of ``[seeds, tasks]`` with an interval over seeds; over tasks where no seed differs from another.
+
+    A baseline that uses nothing of what was learned is the same for every seed: an interval over its copies would have
+    no width, and say nothing.
+
+    >>> import torch
+    >>> over_runs(torch.tensor([[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]])).per
+    'seed'
+    >>> over_runs(torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])).per
+    'task'
+    """
+    values = values.double()
+    apart = (values - values[:1]).abs().max()
+    if len(values) > 1 and values.shape[1] > 1 and apart <= 1e-6 * values.abs().max().clamp(min=1e-12):
+        return interval(values[0])
+    return over_seeds(values.mean(1))
+
+
 def _summarised(samples: Tensor, per: str) -> Interval:
     samples = samples.detach().double().flatten().cpu()
     count = len(samples)
