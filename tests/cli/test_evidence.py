@@ -10,7 +10,7 @@ import pytest
 from commands import call, train
 
 from helpers import experiments, settings
-from helpers.experiments import metrics
+from helpers.cli import metrics
 from helpers.lab import claims, records, variants, verdicts
 from helpers.lab.experiment import Experiment
 
@@ -41,7 +41,7 @@ def test_show_explains_every_metric(capsys):
 @pytest.mark.parametrize("name", sorted(records.load_all().keys() & experiments.catalogue().keys()))
 def test_every_metric_has_a_meaning(name):
     found = metrics.described(experiments.find(name), records.load(name)["metrics"])
-    assert not [metric.names for metric in found if not metric.meaning], "say it in helpers.experiments.metrics"
+    assert not [metric.names for metric in found if not metric.meaning], "say it in helpers.cli.metrics"
     assert sorted(name for metric in found for name in metric.names) == sorted(records.load(name)["metrics"])
 
 

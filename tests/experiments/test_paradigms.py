@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 from refusals import refused
+from torch.utils._pytree import tree_map
 
 from helpers import experiments
 from helpers.estimators.explicit import maml
-from helpers.experiments import ablation, paradigms
+from helpers.experiments import ablation, paradigms, ways
 from helpers.experiments.ablation import PARTS, Combined
 from helpers.lab import checkpoints, training
+from helpers.models.layers import subtree_of
 from helpers.runtime import generator
 from helpers.tasks import glyphs
 
@@ -34,7 +36,7 @@ def small(name: str, **changes):
     return e, run
 
 
-NAMES = [e.name for e in paradigms.experiments()]
+NAMES = [e.name for e in ways.experiments()]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +85,7 @@ def test_all_methods_of_a_family_see_the_same_test_tasks():
         for a, b in zip(one, other, strict=True):
             assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
     for kind in ("sinusoid", "glyphs"):  # the recorded ones, too
-        same = {(e.test_tasks, e.queries, e.ways, e.shots) for e in paradigms.experiments() if e.family == kind}
+        same = {(e.test_tasks, e.queries, e.ways, e.shots) for e in ways.experiments() if e.family == kind}
         assert len(same) == 1
 
 
@@ -155,3 +157,36 @@ def test_what_is_learned_is_in_theta(name):
     assert gradient.keys() == theta.keys() and loss.isfinite()
     rates = run.settings(theta, 10)[1]
     assert (rates == 0.0) == ("rule" in e.learned)  # a learned rule has no rate to choose
+
+
+def test_the_reader_is_trained_on_as_many_examples_as_it_is_tested_on(monkeypatch):
+    seen = set()
+    for name, shots in (("ways-glyphs-recurrence", {1, 2, 3, 4, 5}), ("ways-sinusoid-recurrence", {5, 10, 20})):
+        e, run = small(name, train_shots=experiments.find(name).train_shots)
+        assert set(experiments.find(name).train_shots) == shots
+        draw = run.tasks
+        monkeypatch.setattr(run, "tasks", lambda *a, draw=draw: (seen.add(a[2]), draw(*a))[1])
+        draws, theta = generator(0), run.init(generator(0))
+        for iteration in range(12):
+            run.gradient(theta, draws, iteration)
+        assert len(seen & shots) > 1 and seen <= shots, "the lengths vary"
+        seen.clear()
+
+
+def test_the_rule_is_trained_by_the_training_losses_on_its_way():
+    """Its outer loss is the mean of the support losses after each step, and the query set plays no part."""
+    e, run = small("ways-sinusoid-optimizer", inner_steps=3)
+    draws, theta = generator(0), run.init(generator(0))
+    own = subtree_of(theta, "0")
+    tasks = run._begun(run.tasks("train", 2, e.shots, draws), draws)
+    learner = run.learner
+    phi = [learner.begin(own, tree_map(lambda t: t[0], tasks))]
+    support = tree_map(lambda t: t[0], tasks.support)
+    losses = []
+    for _ in range(3):
+        phi.append(learner.step(own, phi[-1], support))
+        losses.append(learner.query_loss(phi[-1], support))
+    first = learner.task_loss(own, tree_map(lambda t: t[0], e.outer_tasks(tasks)))
+    torch.testing.assert_close(first, torch.stack(losses).mean())
+    other = tasks._replace(query=tree_map(torch.zeros_like, tasks.query))
+    torch.testing.assert_close(maml(learner, own, e.outer_tasks(tasks))[1], maml(learner, own, e.outer_tasks(other))[1])

@@ -11,13 +11,13 @@ from helpers.cli import listing, places
 from helpers.cli.grammar import Commands, folder
 
 if TYPE_CHECKING:
-    from helpers.experiments import metrics
+    from helpers.cli import metrics
 
 
 def show(options: argparse.Namespace) -> None:
     """Print what an experiment is, its fields, and its metrics."""
     from helpers import settings
-    from helpers.experiments import metrics
+    from helpers.cli import metrics
     from helpers.lab import records, variants
 
     experiment, home = places.experiment(options.name, options.out)

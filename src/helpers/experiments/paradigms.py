@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,14 +27,13 @@ from helpers.models.layers import new_head, subtree_of
 from helpers.models.mixed import MixedConvNet, MixedMLP, decided
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
-from helpers.optimizers.recurrent import RecurrentRule
 from helpers.tasks import shifts
 from helpers.tasks.batches import drawn
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.images import ImageClasses
 from helpers.tasks.sinusoid import Sinusoids
 from helpers.tasks.sources import CurveSources, ImageSources
-from helpers.types import Model, Params, Tasks
+from helpers.types import Model, Params, Started, Tasks
 
 TEST_SEED = 19_930_601  # of the test tasks; the same tasks for all methods and seeds
 FAILED = 25.0  # squared error with which a task counts on which adaptation diverges: the largest amplitude's square
@@ -158,9 +156,6 @@ class ParadigmExperiment(OnImages):
                 return Prototypes(features, self.ways) if images else Neighbours(features)
             case "nearest":
                 return Neighbours(AsItIs(), self.ways, sharpness=math.inf)
-            case "optimizer":
-                # As in the paper, the gradients of the inner loss are no functions of the rule.
-                return LearnedDescent(self.model(), *descent, first_order=True, rule=RecurrentRule(hidden=10))
             case "architecture":
                 mixed = MixedMLP((1, 40, 40, 1))
                 if images:
@@ -169,6 +164,14 @@ class ParadigmExperiment(OnImages):
             case "scratch":
                 return LearnedDescent(self.model(), *descent)
         return GradientDescent(self.model(), *descent)  # initialization, joint, multisource, transfer
+
+    def drawn_shots(self, draws: torch.Generator) -> int:
+        """How many examples a training task has."""
+        return self.shots
+
+    def outer_tasks(self, tasks: Tasks | Started) -> Tasks | Started:
+        """What the outer loss of the training is measured on."""
+        return tasks
 
     def shifts(self) -> dict[str, Callable[[Tasks], Tasks] | Sinusoids]:
         """Families that training never saw: other sinusoids, or a change of the test images."""
@@ -253,8 +256,8 @@ class WayTraining(Run):
             if self.sources:
                 model, (x, y) = e.model(self.sources[seed].outputs), self.sources[seed].batch(e.minibatch, draws)
                 return grad_and_value(lambda theta: e.loss(model(theta, x), y))(own)
-            tasks = self._begun(self.tasks("train", e.meta_batch, e.shots, draws), draws)
-            return self.estimator(self.learner, own, tasks)
+            tasks = self._begun(self.tasks("train", e.meta_batch, e.drawn_shots(draws), draws), draws)
+            return self.estimator(self.learner, own, e.outer_tasks(tasks))
 
         return seeds.one_by_one(one, theta, e.seeds)
 
@@ -300,6 +303,27 @@ class WayTraining(Run):
             scores.append(self.score(self.start(theta, s), begun, (steps,), rate)[0])
         return torch.stack(scores)
 
+    def training_loss(self, theta: Params) -> Interval:
+        """Loss on the support set, the mean over the first ten steps: what a learned rule is trained for.
+
+        Without a rule the rate is the one that is best by this measure on validation tasks.
+        """
+        e = self.experiment
+
+        def along(split: str, count: int, rate: float) -> Tensor:
+            tasks, found = self.judged(split, e.shots, count), []
+            for s in range(e.seeds):
+                begun = self._begun(tasks, runtime.generator(TEST_SEED + s, self.device))
+                learner = self.learner.replace(rate=rate, first_order=False)
+                own = begun._replace(query=begun.support)
+                steps = range(1, 11)
+                found.append(evaluation.adaptation_curve(learner, self.start(theta, s), own, steps, e.loss, chunk=25))
+            return torch.stack(found).mean(1).nan_to_num(FAILED).clamp(max=FAILED)  # [seeds, tasks]
+
+        rates = (0.0,) if self.ruled else e.rates
+        best = min(rates, key=lambda rate: along("valid", e.validation_tasks, rate).mean().item())
+        return statistics.over_runs(along("test", e.test_tasks, best))
+
     @property
     def kind(self) -> str:
         """Name of the measure: accuracy for classes, ``mse`` for sinusoids."""
@@ -332,6 +356,8 @@ class WayTraining(Run):
         for shift in e.shifts():
             tasks = self.judged("test", e.shots, e.test_tasks, shift)
             metrics[f"{self.kind}_{shift}"] = statistics.over_runs(self._over_seeds(theta, tasks, steps, rate))
+        if e.method in ("optimizer", "scratch"):
+            metrics[f"training_{e.shots}"] = self.training_loss(theta)
         metrics["parameters"] = chosen(float(sum(v.numel() for v in subtree_of(theta, "0").values())))
         headline = f"{self.kind}_{e.shots}"
         return {headline: metrics[headline]} | metrics
@@ -348,46 +374,3 @@ class WayTraining(Run):
         tasks = tree_map(lambda t: t[: e.spot_tasks], self.judged("test", e.shots, e.test_tasks))
         scores = self._over_seeds(theta, tasks, *choice)
         return {f"spot_{self.kind}_{e.shots}": statistics.over_runs(scores)}
-
-
-def experiments() -> list[ParadigmExperiment]:
-    """Every method on both families."""
-    sinusoid = partial(ParadigmExperiment, family="sinusoid", shots=10)
-    glyphs = partial(
-        ParadigmExperiment, family="glyphs", shots=1, ways=5, queries=5, test_shots=(1, 5), meta_batch=8, rates=(0.1,
-        0.3, 1.0),
-        steps=(1, 5, 20), test_tasks=60, validation_tasks=15, spot_tasks=20,
-    )  # fmt: skip
-
-    def both(method: str, on_sinusoids: dict, on_glyphs: dict) -> list[ParadigmExperiment]:
-        return [
-            sinusoid(f"ways-sinusoid-{method}", method=method, **on_sinusoids),
-            glyphs(f"ways-glyphs-{method}", method=method, **on_glyphs),
-        ]
-
-    fast, image = {"iterations": 4_000, "outer_rate": 3e-3}, {"iterations": 1_000, "outer_rate": 2e-3}
-    once = {"iterations": 1, "outer_rate": 0.0}
-    return [
-        *both("recurrence", fast, image),
-        *both(
-            "optimizer",
-            {"iterations": 600, "outer_rate": 3e-3, "inner_steps": 10, "meta_batch": 8},
-            {"iterations": 300, "outer_rate": 3e-3, "inner_steps": 5, "meta_batch": 4},
-        ),
-        *both(
-            "initialization",
-            fast | {"inner_rate": 0.01, "inner_steps": 1},
-            image | {"inner_rate": 0.4, "inner_steps": 1},
-        ),
-        *both(
-            "architecture",
-            {"iterations": 600, "outer_rate": 3e-2, "inner_rate": 0.03, "inner_steps": 20, "meta_batch": 8},
-            {"iterations": 150, "outer_rate": 3e-2, "inner_rate": 0.3, "inner_steps": 5, "meta_batch": 4},
-        ),
-        *both("metric", fast, image),
-        *both("joint", fast, image | {"iterations": 200}),
-        *both("multisource", fast | {"sources": 64}, image | {"sources": 4, "iterations": 2_000}),
-        *both("transfer", fast | {"sources": 1}, image | {"sources": 1, "iterations": 2_000}),
-        *both("scratch", once, once),
-        *both("nearest", once, once),
-    ]

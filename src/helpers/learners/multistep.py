@@ -10,6 +10,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.learners.descent import GradientDescent
+from helpers.learners.learned import LearnedDescent
 from helpers.types import Params
 from helpers.validate import whole
 
@@ -57,6 +58,26 @@ class MultiStepDescent(GradientDescent):
             measured.append(self.query_loss(phi, task.query))
         measured = torch.stack(measured)
         return measured.mean() if self.weights is None else (self.weights.to(measured.dtype) * measured).sum()
+
+
+@dataclass(frozen=True)
+class SummedDescent(MultiStepDescent, LearnedDescent):
+    """A descent with learned parts that is judged after every inner step: how an update rule is trained.
+
+    With tasks whose query set is their support set the outer loss is the paper's, the training loss along the way.
+
+    Source: Andrychowicz et al. (2016), equation 3.
+
+    >>> import helpers
+    >>> from helpers.learners.learned import started
+    >>> from helpers.optimizers.recurrent import RecurrentRule
+    >>> g, network = helpers.generator(0), helpers.MLP((1, 8, 1))
+    >>> learner = SummedDescent(network, helpers.mean_squared_error, steps=3, rule=RecurrentRule(hidden=4))
+    >>> tasks = started(network, helpers.Sinusoids().sample(4, g), g)
+    >>> _, losses = helpers.maml(learner, learner.init(g), tasks._replace(query=tasks.support))
+    >>> losses.shape
+    torch.Size([4])
+    """
 
 
 def annealed(steps: int, iteration: int, over: int, device: torch.device | str = "cpu") -> Tensor:
