@@ -6,6 +6,7 @@ A test is skipped only where a raw data set is not on this machine. What is comm
 from __future__ import annotations
 
 import json
+import math
 import os
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_checkpoint_gives_the_record(name):
         if abs(value.value - recorded[key].value) > experiment.tolerance(key, recorded)
     }
     assert not wrong, f"measured and recorded: {wrong}"
+    # An interval is of the same samples: it moves by what they move, and a little.
+    widths = {key: (value.ci95, recorded[key].ci95) for key, value in measured.items()}
+    wrong = {
+        key: pair
+        for key, pair in widths.items()
+        if math.isnan(pair[0]) != math.isnan(pair[1])
+        or abs(pair[0] - pair[1]) > 2 * experiment.tolerance(key, recorded) + 0.05 * pair[1]
+    }
+    assert not wrong, f"half-widths, measured and recorded: {wrong}"
 
 
 @pytest.mark.records
