@@ -29,8 +29,9 @@ from helpers.models.taggers import tagger
 from helpers.runtime import generator
 from helpers.tasks import jets
 from helpers.tasks.jets import protocol as jets_protocol
-from helpers.tasks.jets.detector import Observables, View
+from helpers.tasks.jets.detector import View
 from helpers.tasks.jets.protocol import Supervision
+from helpers.tasks.jets.substructure import Observables
 from helpers.tasks.jets.tasks import JetTasks
 from helpers.types import Examples, Tasks
 

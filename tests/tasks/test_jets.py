@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import jet_reference
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from toy_jets import EACH, SAMPLES, arrays, crowd
 
 from helpers.runtime import generator
 from helpers.tasks import jets
+from helpers.tasks.jets import detector, substructure
 from helpers.tasks.jets.detector import Detector, View
 from helpers.tasks.jets.tasks import Domain, JetTasks
 
@@ -202,6 +204,7 @@ def test_impossible_detectors_are_refused(wrong):
 
 SEES = {
     "detector": lambda particles: Detector()(particles, generator(0)),
+    "momentum": jets.momentum,
     "observables": jets.observables,
     "orient": jets.orient,
     "picture": jets.picture,
@@ -327,6 +330,58 @@ def test_observables_of_two_massless_prongs():
     many = crowd(4500, seed=8)  # more than one chunk
     assert all(len(values) == 4500 for values in jets.observables(many))
     assert jets.observables(many).tau21.median() < 0.6
+
+
+@pytest.fixture(scope="module")
+def with_fastjet():
+    """Cells ``[processes, windows, EACH, slots, 3]``, and τ₂₁ of them by FastJet."""
+    with np.load(jet_reference.PATH) as stored:
+        tau21, pt = torch.from_numpy(stored["tau21"] * jet_reference.STEP).float(), torch.from_numpy(stored["pt"])
+    cells = jet_reference.measured_jets()
+    torch.testing.assert_close(cells[..., 0].sum(-1).mean(-1), pt, rtol=1e-3, atol=0)  # of the very same cells
+    return cells, tau21
+
+
+def from_fastjet(cells, tau21):
+    """Absolute differences of τ₂₁, ``[processes, windows, EACH]``."""
+    return (jets.observables(cells.flatten(0, 2)).tau21.view(tau21.shape) - tau21).abs()
+
+
+def test_subjettiness_is_that_of_fastjet(with_fastjet):
+    apart = from_fastjet(*with_fastjet)
+    assert apart.mean() < 0.004 and apart.mean(-1).max() < 0.01
+    assert (apart > 0.05).float().mean() < 0.02 and (apart > 0.1).float().mean() < 0.005
+
+
+def test_subjettiness_from_the_hardest_cones_is_not(with_fastjet, monkeypatch):
+    monkeypatch.setattr(substructure, "_kt_axes", lambda particles: torch.stack(detector._prongs(particles)[:2], 1))
+    apart = from_fastjet(*with_fastjet)
+    assert apart.mean() > 0.04 and apart[jets.PROCESSES.index("QCD")].mean() > 0.1
+
+
+def test_axes_are_those_of_merging_all_pairs():
+    def merged(jet):
+        """The two kT jets, pair by pair: pT and place of each, the harder first."""
+        left = [(pt, place) for pt, *place in jet.tolist() if pt > 0]
+        while len(left) > 2:
+            pairs = [(one, other) for i, one in enumerate(left) for other in left[:i]]
+            pair = min(pairs, key=lambda pair: min(pair)[0] * math.dist(pair[0][1], pair[1][1]))
+            left = [one for one in left if one not in pair] + [(pair[0][0] + pair[1][0], max(pair)[1])]
+        return [place for _, place in sorted(left, reverse=True)]
+
+    particles = Detector(cell=0.1, threshold=0.5)(crowd(30, seed=9), generator(0))
+    found = substructure._kt_axes(substructure._hardest_first(particles))
+    torch.testing.assert_close(found, torch.tensor([merged(jet) for jet in particles]))
+
+
+def test_subjettiness_of_few_particles():
+    particles = crowd(50, seed=10)
+    assert jets.observables(particles[:0]).tau21.shape == (0,)
+    assert (jets.observables(particles[:, :1]).tau21 == 0).all()  # one slot
+    particles[:, 1:] = 0
+    assert (jets.observables(particles).tau21 == 0).all()  # one particle
+    two = crowd(50, seed=10)[:, :2]
+    assert jets.observables(two).tau21.max() < 1e-4
 
 
 # ---------------------------------------- tasks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from helpers.tasks.jets.cuts import cells, mass_window
-from helpers.tasks.jets.detector import Observables
+from helpers.tasks.jets.substructure import Observables
 
 
 def seen(mass, tau21):

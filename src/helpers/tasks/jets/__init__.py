@@ -1,6 +1,6 @@
 """Simulated jets: the shipped samples, what a detector makes of them, and tasks of telling them apart."""
 
-from helpers.tasks.jets.detector import Detector, Observables, View, observables, orient, picture
+from helpers.tasks.jets.detector import Detector, View, orient, picture
 from helpers.tasks.jets.samples import (
     ANGLE,
     FIFTHS,
@@ -27,6 +27,7 @@ from helpers.tasks.jets.samples import (
     quantise,
     window_name,
 )
+from helpers.tasks.jets.substructure import Observables, momentum, observables
 from helpers.tasks.jets.tasks import Domain, JetTasks, domains
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "fifth_of",
     "home",
     "load",
+    "momentum",
     "observables",
     "orient",
     "pack",

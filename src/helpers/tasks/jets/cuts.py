@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from helpers.tasks.jets.detector import Observables
+from helpers.tasks.jets.substructure import Observables
 
 
 def mass_window(seen: Observables, low: float, high: float) -> Tensor:

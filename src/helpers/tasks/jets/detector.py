@@ -1,11 +1,10 @@
-"""From particles to what a detector shows: cells, observables, oriented pictures."""
+"""From particles to what a detector shows: cells and oriented pictures."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from helpers.tasks.jets.samples import CHUNK, PARTICLES, check_particles
 from helpers.validate import one_of, positive, whole
 
-__all__ = ["Detector", "Observables", "View", "observables", "orient", "picture"]
+__all__ = ["Detector", "View", "orient", "picture"]
 
 CORE = 0.12  # radius of the cones that find prongs: a cell of 0.1 and its neighbours, less than W prongs at 800 GeV
 
@@ -118,68 +117,6 @@ def _cells(particles: Tensor, side: float, offset: Tensor) -> Tensor:
 def _after_zero(changes: Tensor) -> Tensor:
     """A first column of zeros in front of ``changes``, as whole numbers."""
     return torch.nn.functional.pad(changes.long(), (1, 0))
-
-
-class Observables(NamedTuple):
-    """What physicists cut on, of measured jets; each float32 ``[n]``.
-
-    Attributes:
-        pt: GeV.
-        mass: of massless cells, GeV.
-        tau21: τ₂/τ₁ with axes that start at the hardest cones and descend; 0 where τ₁ is.
-    """
-
-    pt: Tensor
-    mass: Tensor
-    tau21: Tensor
-
-
-def observables(particles: Tensor) -> Observables:
-    """Transverse momentum, mass and τ₂₁ of jets as they are now, for example after the detector.
-
-    τ₂₁ is close to, not the same as, that of ``Measured``, for which FastJet looked for the axes.
-
-    Args:
-        particles: ``[n, slots, 3]``.
-
-    Raises:
-        UserError: for particles that are none, see :func:`~helpers.tasks.jets.samples.check_particles`.
-
-    Source: Thaler and Van Tilburg (2011), arXiv:1011.2268, equation 2.1, β = 1.
-    """
-    check_particles(particles)
-    parts = [_observables(part) for part in particles.split(CHUNK)]
-    return Observables(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-
-def _observables(particles: Tensor) -> Observables:
-    pt, eta, phi = particles.unbind(-1)
-    # In double precision, as the mass is a small difference of large numbers.
-    wide, eta, phi = pt.double(), eta.double(), phi.double()
-    terms = torch.stack([wide * eta.cosh(), wide * phi.cos(), wide * phi.sin(), wide * eta.sinh()]).sum(-1)
-    energy, x, y, z = terms
-    mass = (energy**2 - x**2 - y**2 - z**2).clamp(min=0).sqrt()
-    first, second, _ = _prongs(particles)
-    one, two = (_subjettiness(particles, axes) for axes in (first.unsqueeze(1), torch.stack([first, second], 1)))
-    tau21 = torch.where(one > 0, (two / one.clamp(min=1e-12)).clamp(max=1), 0.0)
-    return Observables((x**2 + y**2).sqrt().to(pt.dtype), mass.to(pt.dtype), tau21)
-
-
-def _subjettiness(particles: Tensor, axes: Tensor, steps: int = 8) -> Tensor:
-    """Σ pT · distance to the nearest axis, after some steps towards the best axes (Weiszfeld's algorithm).
-
-    Args:
-        particles: ``[n, slots, 3]``.
-        axes: where to start, ``[n, axes, 2]``.
-    """
-    pt, position = particles[..., 0], particles[..., 1:]
-    for _ in range(steps):
-        distance = torch.cdist(position, axes)  # [n, slots, axes]
-        nearest = torch.nn.functional.one_hot(distance.argmin(-1), axes.shape[1])
-        weight = nearest * pt.unsqueeze(-1) / distance.clamp(min=1e-3)
-        total = weight.sum(1).unsqueeze(-1)
-        axes = torch.where(total > 0, weight.transpose(1, 2) @ position / total.clamp(min=1e-12), axes)
-    return (pt * torch.cdist(position, axes).min(-1).values).sum(-1)
 
 
 def _prongs(particles: Tensor, radius: float = CORE) -> tuple[Tensor, Tensor, Tensor]:
