@@ -27,6 +27,7 @@ from helpers.models.layers import new_head, subtree_of
 from helpers.models.mixed import MixedConvNet, MixedMLP, decided
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
+from helpers.optimizers.recurrent import RecurrentRule
 from helpers.tasks import shifts
 from helpers.tasks.batches import drawn
 from helpers.tasks.episodes import FewShot
@@ -156,6 +157,9 @@ class ParadigmExperiment(OnImages):
                 return Prototypes(features, self.ways) if images else Neighbours(features)
             case "nearest":
                 return Neighbours(AsItIs(), self.ways, sharpness=math.inf)
+            case "optimizer":
+                # As in the paper, the gradients of the inner loss are no functions of the rule.
+                return LearnedDescent(self.model(), *descent, first_order=True, rule=RecurrentRule(hidden=10))
             case "architecture":
                 mixed = MixedMLP((1, 40, 40, 1))
                 if images:

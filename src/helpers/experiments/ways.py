@@ -9,7 +9,6 @@ import torch
 from helpers.experiments.paradigms import ParadigmExperiment
 from helpers.fields import among
 from helpers.learners.multistep import SummedDescent
-from helpers.optimizers.recurrent import RecurrentRule
 from helpers.types import Started, Tasks
 
 
@@ -30,7 +29,7 @@ class Reader(ParadigmExperiment):
 
 @dataclass(frozen=True)
 class Rule(ParadigmExperiment):
-    """The learned update rule, trained by the sum of the training losses on its way, as its paper has it.
+    """The learned update rule, trained by the mean of the training losses on its way, as its paper has it.
 
     Attributes:
         objective: the outer loss.
@@ -39,9 +38,9 @@ class Rule(ParadigmExperiment):
     objective: str = among("training losses", default="training losses")
 
     def learner(self) -> SummedDescent:
-        """As in the paper, the gradients of the inner loss are no functions of the rule."""
-        descent = (self.loss, self.inner_rate, self.inner_steps)
-        return SummedDescent(self.model(), *descent, first_order=True, rule=RecurrentRule(hidden=10))
+        """The rule of the method, judged after every step."""
+        rule = super().learner()
+        return SummedDescent(rule.model, rule.loss, rule.rate, rule.steps, first_order=True, rule=rule.rule)
 
     def outer_tasks(self, tasks: Tasks | Started) -> Tasks | Started:
         """The support sets in place of the query sets."""
@@ -55,21 +54,21 @@ def experiments() -> list[ParadigmExperiment]:
     glyphs |= {"rates": (0.1, 0.3, 1.0), "steps": (1, 5, 20), "test_tasks": 60, "validation_tasks": 15}
     glyphs |= {"spot_tasks": 20}
 
-    def both(method: str, on_sinusoids: dict, on_glyphs: dict, of: type = ParadigmExperiment) -> list:
+    def both(method: str, on_sinusoids: dict, on_glyphs: dict, first=ParadigmExperiment, second=ParadigmExperiment):
         return [
-            of(f"ways-sinusoid-{method}", method=method, **sinusoid | on_sinusoids),
-            of(f"ways-glyphs-{method}", method=method, **glyphs | on_glyphs),
+            first(f"ways-sinusoid-{method}", method=method, **sinusoid | on_sinusoids),
+            second(f"ways-glyphs-{method}", method=method, **glyphs | on_glyphs),
         ]
 
     fast, image = {"iterations": 4_000, "outer_rate": 3e-3}, {"iterations": 1_000, "outer_rate": 2e-3}
     once = {"iterations": 1, "outer_rate": 0.0}
     return [
-        *both("recurrence", fast | {"train_shots": (5, 10, 20)}, image, Reader),
+        *both("recurrence", fast | {"train_shots": (5, 10, 20)}, image, first=Reader, second=Reader),
         *both(
             "optimizer",
             {"iterations": 600, "outer_rate": 3e-3, "inner_steps": 10, "meta_batch": 8},
             {"iterations": 300, "outer_rate": 3e-3, "inner_steps": 5, "meta_batch": 4},
-            Rule,
+            first=Rule,
         ),
         *both(
             "initialization",
