@@ -220,6 +220,7 @@ class Spy:
             (Translating, "choose"),
         ):
             self._phase(owner, name)
+        self._phase(paradigms.WayTraining, "judged", lambda run, split, *_: TUNE if split == "valid" else None)
         # The tasks that an iMAML run is watched on are of the training classes, and no metric of the test.
         self._phase(imaml.OmniglotTraining, "draw", lambda *args: TRAIN if imaml.WATCH_SEED in args[2:] else TEST)
         self._phase(jets_matrix.MatrixTraining, "areas", lambda *args: TUNE if args[-1] != protocol.TEST_SEED else TEST)
