@@ -22,6 +22,7 @@ from helpers.models.layers import stacked
 from helpers.models.seq2seq import Seq2Seq, translation_loss
 from helpers.runtime import generator
 from helpers.tasks import names
+from helpers.tasks.batches import minibatches
 from helpers.tasks.names import LONGEST, VOCABULARY, LanguageTasks
 from helpers.tasks.spelling import edit_distance, errors
 from helpers.types import Examples, Tasks
@@ -130,6 +131,19 @@ def test_fine_tuning_is_adam_on_each_language_and_seed(library):
     assert all(torch.equal(none[key][3], starts[1][key]) for key in starts[1])
     shares = tuner.accuracy(none, support)
     assert shares.shape == (6,) and ((0 <= shares) & (shares <= 1)).all()
+
+
+def test_fine_tuning_goes_from_minibatch_to_minibatch(library):
+    model = Seq2Seq(VOCABULARY, LONGEST, hidden=4, embedding=3)
+    start = model.init(generator(0), torch.float64)
+    table = names.rows(names.taken_apart(library, "ro", 6, 5)["support"])
+    support = Examples(table.x[None], table.y[None])
+    (found,) = FineTuning(model, translation_loss, TEST_SEED, batch=2).path(stacked([start]), support, 0.01, (3,))
+    batches = minibatches(support, 2, 3, generator(TEST_SEED))
+    learner = MinibatchAdam(model, translation_loss, 0.01, carry=False)
+    expected = learner.adapt(start, Examples(batches.x[0], batches.y[0]))
+    for key in start:
+        torch.testing.assert_close(found[key][0], expected[key], rtol=1e-6, atol=1e-8)
 
 
 def test_an_experiment_end_to_end(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from helpers.optimizers.child_training import Outcome
 from helpers.optimizers.language import grammar, parse
 from helpers.optimizers.rules import BASELINES, PAPER_RULES
 from helpers.runtime import generator
-from helpers.tasks import small_images
+from helpers.tasks import cifar10, small_images
 
 TINY = children.Children(train=200, valid=100, test=100, filters=4, epochs=2, chunk=7)
 SEARCH = nos.Search(
@@ -160,6 +160,21 @@ def test_digits_are_split_and_standardised():
     assert abs(train.x.mean()) < 1e-5 and abs(train.x.std() - 1) < 1e-5
     images = {tuple(image.flatten().tolist()) for part in (train, valid, test) for image in part.x}
     assert len(images) == 600, "no image twice"
+
+
+def test_coloured_images_are_split_and_the_official_ones_are_the_test(monkeypatch):
+    """Every image is of a level of its own; those of the official test set are the larger half of the levels."""
+
+    def load(split, size):
+        levels = torch.arange(100, dtype=torch.uint8) + 100 * (split == "test")
+        images = levels[:, None, None, None].expand(-1, 3, size, size)
+        return cifar10.Labelled(images, torch.arange(100) % 10, {"split": split})
+
+    monkeypatch.setattr(cifar10, "load", load)
+    parts = small_images.images("cifar10", 8, 40, 30, 50)
+    train, valid, test = ({round(level, 4) for level in part.x[:, 0, 0, 0].tolist()} for part in parts)
+    assert [len(part) for part in (train, valid, test)] == [40, 30, 50], "no image twice"
+    assert not train & valid and max(train | valid) < min(test)
 
 
 @pytest.mark.parametrize(("data", "train"), [("letters", 100), ("digits", 5_000)])

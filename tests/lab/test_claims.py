@@ -226,3 +226,30 @@ def test_a_bad_claims_file_is_one_sentence(tmp_path, monkeypatch, text):
         load_claims()
     with pytest.raises(UserError, match="no claims file .*known papers: maml"):
         load_claims("reptile")
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("claims/0/better", "sideways"),
+        ("claims/0/value", "0.987"),
+        ("claims/0/ci95", -0.1),
+        ("claims/0/origin", "elsewhere"),
+        ("claims/0/note", 3),
+        ("claims/0/exact", "yes"),
+        ("claims/0/direction/0/within", 0),
+        ("claims/0/direction/0/left", "x"),
+    ],
+)
+def test_a_wrong_part_of_a_claim_is_one_sentence(tmp_path, monkeypatch, path, value):
+    (tmp_path / "data/claims").mkdir(parents=True)
+    monkeypatch.setenv("METABOOK_ROOT", str(tmp_path))
+    file = tmp_path / "data" / "claims" / f"{GOOD['paper']}.yaml"
+    file.write_text(json.dumps(GOOD))
+    (claim,) = load_claims()
+    file.write_text(json.dumps(changed(GOOD, path, value)))
+    with pytest.raises(UserError, match=r"cannot be read .*claims\.schema\.json"):
+        load_claims()
+    file.write_text(json.dumps(GOOD | {"claims": GOOD["claims"] * 2}))
+    with pytest.raises(UserError, match=f"two claims are called '{claim.id}'"):
+        load_claims()

@@ -6,17 +6,20 @@ import math
 
 import pytest
 import torch
+from families import case
 from refusals import refused
 from torch.func import vmap
 
 from helpers import losses
 from helpers.errors import UserError
-from helpers.lab.evaluation import adaptation_curve, one_by_one
+from helpers.lab.evaluation import PREDICTED, Predictor, accuracies, adaptation_curve, one_by_one
 from helpers.lab.statistics import Interval, auc, background_efficiency, interval, over_seeds, student
 from helpers.learners.descent import GradientDescent
+from helpers.learners.minibatch import MinibatchDescent
 from helpers.models.convnet import ConvNet
 from helpers.models.mlp import MLP
 from helpers.runtime import generator
+from helpers.tasks.batches import minibatches
 from helpers.tasks.episodes import FewShot
 from helpers.tasks.sinusoid import Sinusoids
 from helpers.types import Examples, Tasks
@@ -117,6 +120,14 @@ def test_transduction_is_the_other_query_examples():
     assert not torch.allclose(before[0], after[0], atol=1e-4)
 
 
+def test_a_query_that_is_seen_alone_is_normalised_beside_the_support_set():
+    learner, theta, tasks = case("mlp-norm")
+    support, query = (Examples(part.x[0], part.y[0]) for part in tasks)
+    found = one_by_one(learner, theta, support, query)
+    expected = [learner.model(theta, torch.cat([support.x, x[None]]))[-1] for x in query.x]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
 def test_without_normalisation_there_is_no_transduction():
     learner = GradientDescent(MLP((1, 8, 1)), losses.mean_squared_error, 0.01)
     tasks = Sinusoids(5, 7).sample(4, generator(0))
@@ -125,6 +136,35 @@ def test_without_normalisation_there_is_no_transduction():
         adaptation_curve(learner, theta, tasks, (0, 2), losses.mean_squared_error, kind) for kind in (True, False)
     )
     torch.testing.assert_close(*curves)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_accuracies_are_named_for_what_they_are(steps):
+    """Transductive where the queries are seen together; the headline is that after its number of steps."""
+    learner, theta, tasks = few_shot()
+    found = accuracies(learner, theta, tasks, (0, 2), steps, spot=3)
+    for kind, transductive in (("transductive", True), ("inductive", False)):
+        curve = adaptation_curve(learner, theta, tasks, (0, 2), losses.accuracy, transductive)
+        for at, row in zip((0, 2), curve, strict=True):
+            assert torch.equal(found[f"{kind}_accuracy_{at}"].samples, row.double())
+        assert torch.equal(found[f"spot_{kind}_accuracy_{steps}"].samples, curve[(0, 2).index(steps)][:3].double())
+    assert next(iter(found)) == "transductive_accuracy"
+    assert found["transductive_accuracy"] == found[f"transductive_accuracy_{steps}"]
+    assert found["transductive_accuracy_2"] != found["inductive_accuracy_2"], "else this says nothing"
+
+
+def test_a_predictor_goes_through_all_minibatches_and_names_what_it_gives():
+    learner, theta, tasks = few_shot()
+    learner = MinibatchDescent(learner.model, learner.loss, 0.4)
+    batches = minibatches(tasks.support, 3, 4, generator(3))
+    found = dict(zip(PREDICTED, Predictor(lambda step: step)(learner, theta, tasks, batches), strict=True))
+    for number in range(len(batches.x)):
+        support, query = (Examples(part.x[number], part.y[number]) for part in tasks)
+        phi = learner.adapt(theta, Examples(batches.x[number], batches.y[number]))
+        together = losses.accuracy(learner.outputs(phi, query.x), query.y)
+        apart = losses.accuracy(one_by_one(learner, phi, support, query), query.y)
+        assert (found["transductive"][number], found["inductive"][number]) == (together, apart)
+    assert not torch.equal(found["transductive"], found["inductive"]), "else this says nothing"
 
 
 @pytest.mark.parametrize("steps", [(3, 1), (-1, 2)])

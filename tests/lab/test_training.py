@@ -509,6 +509,35 @@ def test_a_watched_run_goes_back_and_on_at_half_the_rate(tmp_path, monkeypatch):
     assert (only["begin"], only["end"]) == (0, 120) and record["status"] == "complete"
 
 
+def test_to_go_back_is_to_go_back_with_the_optimiser():
+    """Moments and steps of Adam are those of the quiet point."""
+    draws = torch.Generator().manual_seed(0)
+    state = checkpoints.State({"w": torch.ones(3)}, 0.1, draws)
+    for _ in range(3):
+        state.apply({"w": torch.randn(3, generator=draws)})
+    state.remember()
+    before = {name: value.clone() for name, value in (state._moments() | state.values()).items()}
+    state.apply({"w": torch.full((3,), 100.0)})
+    state.go_back()
+    after = state._moments() | state.values()
+    assert after.keys() == before.keys() and len(after) == 4
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@dataclass(frozen=True)
+class Annealed(Tiny):
+    """Whose outer rate goes to 0."""
+
+    outer_rate_final: float | None = 0.0
+
+
+def test_every_iteration_has_the_outer_rate_of_its_number(tmp_path, monkeypatch):
+    rates, apply = [], checkpoints.State.apply
+    monkeypatch.setattr(checkpoints.State, "apply", lambda self, g, rate: (rates.append(rate), apply(self, g, rate)))
+    train(tmp_path, Annealed(iterations=4))
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
 def test_a_watched_run_goes_back_no_further_than_where_it_was_resumed(tmp_path, monkeypatch):
     calls = []
     gradient = TinyRun.gradient

@@ -65,6 +65,15 @@ def test_an_unfinished_run_decides_only_on_the_winning_side():
         assert said(near, *sides) == UNFINISHED
 
 
+@pytest.mark.parametrize(("other", "whole"), [(0.96, REFUTED), (0.9199, OPEN)])
+def test_as_good_as_is_refuted_or_open_by_complete_runs_alone(other, whole):
+    near = claim(direction=[ordering(within=0.02)])
+    assert said(near, record("x", score=0.9), record("y", score=other)) == whole
+    for unfinished in "xy":
+        sides = [record(name, complete=name != unfinished, score=0.9 if name == "x" else other) for name in "xy"]
+        assert said(near, *sides) == UNFINISHED
+
+
 # ---------------------------------------- orderings
 
 
@@ -140,8 +149,28 @@ def test_a_family_is_one_paper_and_one_origin():
     for alone in (
         claim("two", direction=[ordering(0, left="y/score")], origin="own"),
         claim("two", toy="t", value=1.0),
+        claim("two", direction=[ordering(0, left="y/score")], toy="t"),
     ):
         assert judge([one, alone], measured)["one"].verdict == REPRODUCED
+
+
+def test_one_of_several_orderings_that_is_reversed_by_chance_does_not_refute():
+    """p of 0.03 for the opposite of one: of two it is 0.06."""
+    half = 0.1 * stats.t.ppf(0.975, 4) / stats.t.ppf(0.97, 4)
+    measured = {"x": record("x", score=(-0.1, half)), "y": record("y", score=(0.0, half))}
+    alone = judge([claim(direction=[ordering(0)])], measured)["c"]
+    both = judge([claim(direction=[ordering(0), ordering(0, left="y/score")])], measured)["c"]
+    assert (alone.verdict, both.verdict) == (REFUTED, OPEN)
+    assert alone.opposite == pytest.approx(0.03, rel=0.01) and both.opposite == pytest.approx(0.06, rel=0.01)
+
+
+def test_only_runs_of_the_same_seed_are_paired():
+    samples = {"samples": {"score": [0.1, 0.2, 0.3, 0.4, 0.5]}}
+    one, other = (record(name, score=0.3) | samples for name in "xy")
+    compared = [claim(direction=[ordering()])]
+    assert judge(compared, {"x": one, "y": other})["c"].comparisons[0].paired == "seed"
+    other["config"] = other["config"] | {"seed": 1}
+    assert judge(compared, {"x": one, "y": other})["c"].comparisons[0].paired == ""
 
 
 # ---------------------------------------- the tests themselves

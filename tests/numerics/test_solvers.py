@@ -105,6 +105,11 @@ def test_an_indefinite_matrix_is_noticed_and_said():
         solvers.report(found, float("inf"))
 
 
+def test_no_step_is_made_where_curvature_is_negative():
+    found = conjugate_gradient(lambda p: {"x": -p["x"]}, {"x": torch.ones(1, 3)}, 5)
+    assert not found.x["x"].any() and found.iterations.tolist() == [0] and found.indefinite.tolist() == [True]
+
+
 def test_non_convergence_is_said_and_convergence_is_not():
     matrix, b = systems()
     with pytest.warns(solvers.NotConverged, match="4 of 4 .* residual above 1e-06"):

@@ -12,7 +12,7 @@ from helpers.errors import UserError
 from helpers.runtime import generator
 from helpers.tasks.batches import minibatches
 from helpers.tasks.families import SinusoidFamilies
-from helpers.tasks.sinusoid import Sinusoids
+from helpers.tasks.sinusoid import Sinusoids, halves
 from helpers.types import Examples, Tasks
 
 FAMILIES = SinusoidFamilies()
@@ -25,6 +25,18 @@ def test_shapes():
     assert tasks.support.x.shape == tasks.support.y.shape == (3, 5, 1)
     assert tasks.query.x.shape == tasks.query.y.shape == (3, 7, 1)
     assert {part.dtype for examples in tasks for part in examples} == {torch.float32}
+
+
+def test_halves_are_the_same_sinusoids_seen_on_the_right_and_judged_on_the_left():
+    whole = Sinusoids(shots=5, queries=7, oracle=True).sample(3, generator(0))
+    support, query = halves(whole)
+    assert (support.x[..., 0] >= 0).all() and (query.x[..., 0] <= 0).all()
+    for part, before in ((support, whole.support), (query, whole.query)):
+        assert torch.equal(part.x[..., 1:], before.x[..., 1:]) and torch.equal(
+            part.x[..., :1].abs(), before.x[..., :1].abs()
+        )
+        x, amplitude, phase = part.x.split(1, -1)
+        torch.testing.assert_close(part.y, amplitude * torch.sin(x - phase))
 
 
 def test_oracle_is_told_amplitude_and_phase():
