@@ -19,7 +19,7 @@ from helpers.learners.descent import GradientDescent, detached
 from helpers.learners.feedforward import Neighbours, Prototypes, Recurrent
 from helpers.learners.learned import LearnedDescent, LossDescent, started
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
-from helpers.learners.multistep import MultiStepDescent
+from helpers.learners.multistep import MultiStepDescent, SummedDescent
 from helpers.learners.paths import MinibatchLossDescent
 from helpers.learners.proximal import HessianFree, Proximal
 from helpers.losses import LearnedLoss
@@ -130,6 +130,16 @@ TABLE = {
     "learned-all-head": (
         lambda: LearnedDescent(*PLAIN, **HEAD, learned=LOSS, rule=RecurrentRule(hidden=2), learn_start=True),
         "whole", "maml fomaml stepwise",
+    ),
+    "summed-all": (
+        lambda: SummedDescent(*PLAIN, learned=LOSS, rule=RecurrentRule(hidden=2), learn_start=True),
+        "whole", "maml fomaml",
+    ),
+    "summed-weights-head": (
+        lambda: SummedDescent(
+            *PLAIN, **HEAD, rule=RecurrentRule(hidden=2), learn_frozen=True, weights=torch.tensor(WEIGHTS)
+        ),
+        "started", "maml fomaml",
     ),
     "learned-frozen-head": (
         lambda: LearnedDescent(*PLAIN, **HEAD, learn_frozen=True), "started", "maml fomaml stepwise",
