@@ -207,7 +207,9 @@ def test_samples_that_were_changed_or_lost_are_found(folder):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x1f\x8b", b"a,b\n1\n", gzip.compress(b"a,b\n1\n"), gzip.compress(b"a\nx\n")]
+    "content",
+    [b"", b"\x1f\x8b", b"a,b\n1\n", gzip.compress(b"a,b\n1\n"), gzip.compress(b"a\nx\n")],
+    ids=["empty", "cut off", "not compressed", "ragged", "no number"],  # a compressed text has its time in it
 )
 def test_damaged_samples_are_one_sentence(folder, content):
     folder.mkdir(parents=True)
