@@ -176,7 +176,7 @@ def _smaller(encoded: str) -> str:
     import oxipng
 
     png = base64.b64decode(encoded.replace("\\\n", ""))
-    packed = oxipng.optimize_from_memory(png, level=2, strip=oxipng.StripChunks.safe())
+    packed = oxipng.optimize_from_memory(png, level=4, strip=oxipng.StripChunks.safe())
     return base64.b64encode(packed).decode() if len(packed) < len(png) else encoded
 
 
