@@ -191,6 +191,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "QUANTITY_before": "accuracy or mean squared error (mse) on test tasks before adaptation",
         "accuracy_SHOTS": "accuracy on test tasks with so many examples of each class",
         "mse_SHOTS": "mean squared error on test tasks with so many examples",
+        "training_SHOTS": "loss on the support set, the mean over the first ten steps of adaptation",
         "steps_SHOTS": "steps of adaptation, the best on validation tasks",
         "rate_SHOTS": "rate of adaptation, the best on validation tasks",
         "gradients_SHOTS": "gradients of one example that adaptation to a task takes",
