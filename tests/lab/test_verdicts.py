@@ -268,5 +268,8 @@ def test_verdicts_of_the_book_follow_from_the_samples_alone():
 
                 bound = comparison.within or 0.0
                 expected = max(p(-bound, "greater"), p(bound, "less")) if bound else p(0.0, "greater")
+                if math.isnan(expected):  # neither side varies: SciPy says nothing, the values decide
+                    assert comparison.found.error == 0 and comparison.p in (0.0, 0.5, 1.0), name
+                    continue
                 assert comparison.p == pytest.approx(expected, rel=1e-3, abs=1e-9), name
     assert compared or not any(records.known_digest(entry) for entry in recorded.values())
