@@ -16,7 +16,7 @@ from helpers.experiments import jets as taggers
 from helpers.experiments.jets import Tagging, TaggingTraining
 from helpers.experiments.jets_cuts import Cuts, CutsMeasured
 from helpers.experiments.jets_matrix import Matrix, MatrixTraining
-from helpers.lab import statistics
+from helpers.lab import seeds, statistics
 from helpers.lab.ranking import Judge
 from helpers.lab.training import train
 from helpers.learners.descent import GradientDescent
@@ -254,7 +254,7 @@ def test_at_test_the_whole_support_set_is_descended():
 
 
 def test_every_method_begins_at_the_same_parameters(samples):
-    expected = stacked([DeepSets().init(generator(3 + s)) for s in range(2)])
+    expected = stacked([DeepSets().init(generator(seeds.of_run(3, s))) for s in range(2)])
     for method in ("scratch", *METHODS):
         assert equal(training(samples, method, seed=3).init(generator(99)), expected)
     assert all(not torch.equal(value[0], value[1]) for value in expected.values())
