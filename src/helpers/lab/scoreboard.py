@@ -188,4 +188,6 @@ def _lead(judgement: Judgement, comparison: Comparison) -> str:
     if comparison.within is not None:
         lead += f" of {factor * comparison.within:g} allowed"
     words = f"{comparison.label}: " if comparison.label else ""
+    if "seconds" in judgement.claim.metric:  # a time belongs to one machine, and to one minute of it
+        return words + ("shorter" if comparison.found.lead > 0 else "not shorter")
     return f"{words}{lead}" if judgement.claim.exact else f"{words}{lead}, p {comparison.p:.2g}"
