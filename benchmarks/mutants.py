@@ -15,12 +15,14 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -113,7 +115,8 @@ class Copy:
             answer = ours.recv() if answered else (None, "")
         except EOFError:  # the process died of it
             answer = (1, "")
-        process.kill()
+        with suppress(ProcessLookupError):  # with what the tests have started, or it would be waited for
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
         return answer
 
@@ -144,6 +147,7 @@ class _First:
 
 def _tested(place: str, tests: list[str], answer: Connection) -> None:
     """Run tests of a copy, in a process of their own."""
+    os.setsid()
     os.chdir(place)
     os.environ |= {"METABOOK_ROOT": place, "PYTHONPATH": f"{place}/src", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     os.environ.pop("METABOOK_DATA", None)
@@ -197,6 +201,8 @@ def main(words: Sequence[str] | None = None) -> int:
             bar.update()
             bar.set_description(one.what[:40])
             fates.append(copy.fate(one))
+            if fates[-1].word != DIED:  # at once: the whole list takes a quarter of an hour
+                bar.write(f"{fates[-1].word}: {one.what}", file=sys.stderr)
         bar.close()
     print(table(fates))
     failed = [one for one in fates if one.word != DIED]
