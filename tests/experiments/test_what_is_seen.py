@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from miniatures import MINIATURES, little  # noqa: F401 (a fixture)
 from spies import TEST, TRAIN, TUNE, Spy, all_glyphs
-from test_standin_experiments import MINIATURES, little  # noqa: F401 (a fixture)
 
 from helpers import estimators
 from helpers.experiments import (
