@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -151,12 +152,12 @@ def walk(judgement: Judgement, recorded: Mapping[str, records.Record]) -> list[s
         kind = f"paired over {comparison.paired}s" if comparison.paired else "not paired"
         factor, (lead, error, degrees) = _unit(judgement)[0], comparison.found
         freedom = f"{degrees:.3g} degrees of freedom" if degrees < float("inf") else "the normal distribution"
-        test = f"standard error {factor * error:.2g}, {freedom}, p {comparison.p:.2g}" if error > 0 else "no spread"
+        test = f"standard error {factor * error:.2g}, {freedom}, p {_p(comparison.p)}" if error > 0 else "no spread"
         steps.append(f"{sides[0]}, against {sides[1]}: lead {factor * lead:+.3g} ({kind}; {test}).")
     if judgement.p is not None and judgement.number is None:
-        steps.append(f"Corrected p of the ordering: {judgement.p:.2g}; of its opposite: {judgement.opposite:.2g}.")
+        steps.append(f"Corrected p of the ordering: {_p(judgement.p)}; of its opposite: {_p(judgement.opposite)}.")
     elif judgement.opposite is not None:
-        steps.append(f"Corrected p of the shortfall: {judgement.opposite:.2g}.")
+        steps.append(f"Corrected p of the shortfall: {_p(judgement.opposite)}.")
     return [*steps, f"Verdict: {said(judgement)}."]
 
 
@@ -182,12 +183,19 @@ def _value(judgement: Judgement, interval: Any) -> str:
     return f"{factor * interval.value:.{digits}f}{half}{unit}"
 
 
+def _p(value: float) -> str:
+    """A p-value as pages show it."""
+    return f"{value:.2g}" if value >= 0.001 else "< 0.001"
+
+
 def _lead(judgement: Judgement, comparison: Comparison) -> str:
     factor, unit, _ = _unit(judgement)
     lead = f"{factor * comparison.found.lead:+.3g}{' points' if unit else ''}"
     if comparison.within is not None:
-        lead += f" of {factor * comparison.within:g} allowed"
+        allowed = factor * comparison.within
+        digits = max(0, 2 - math.floor(math.log10(allowed)))  # what is smaller is rounding
+        lead = f"apart by {factor * abs(comparison.found.lead):.{digits}f} of {allowed:g} allowed"
     words = f"{comparison.label}: " if comparison.label else ""
     if "seconds" in judgement.claim.metric:  # a time belongs to one machine, and to one minute of it
         return words + ("shorter" if comparison.found.lead > 0 else "not shorter")
-    return f"{words}{lead}" if judgement.claim.exact else f"{words}{lead}, p {comparison.p:.2g}"
+    return f"{words}{lead}" if judgement.claim.exact else f"{words}{lead}, p {_p(comparison.p)}"
