@@ -375,7 +375,8 @@ def _take(name: str, files: dict[str, bytes], data: Path) -> str:
     record: dict[str, Any] | None = None
     try:
         record = from_json(files[".json"]) if ".json" in files else None
-        if ".json" in files and (records.fault(record, name) or not _measured_together(record, files)):
+        samples = files.get(records.SAMPLES, b"")
+        if ".json" in files and (records.fault(record, name) or not records.measured_together(record, samples)):
             raise ValueError
     except ValueError:
         raise UserError("its record is damaged") from None
@@ -386,9 +387,3 @@ def _take(name: str, files: dict[str, bytes], data: Path) -> str:
     for suffix in set(records.SUFFIXES) & files.keys():
         runtime.write_atomically(data / "records" / f"{name}{suffix}", files[suffix])
     return progress
-
-
-def _measured_together(record: records.Record, files: dict[str, bytes]) -> bool:
-    """Whether a record's metrics and the samples that came with it are of one evaluation."""
-    known = records.known_digest(record)
-    return known is None or known == records.digest(record, files.get(records.SAMPLES, b""))

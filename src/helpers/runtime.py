@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,11 @@ def commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("METABOOK_COMMIT", "unknown")
+
+
+def origin(commit: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a record says of when, by which code and where something was computed: commit, date and :func:`machine`."""
+    return {"commit": commit, "date": datetime.now(UTC).date().isoformat(), **machine(device)}
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:

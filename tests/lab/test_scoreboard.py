@@ -72,3 +72,11 @@ def test_the_headline_counts_the_papers_claims_alone(judged):
     assert verdicts.headline(list(judged.values())) == (
         "1 of 6 reproduced; 1 missed, 1 open, 1 unfinished, 1 toy scale, 1 not run"
     )
+
+
+def test_a_live_claim_names_the_chapter_that_measures_it():
+    measured = record("x", score=0.9) | {"kind": "live", "config": {"name": "x", "chapter": "02_maml"}}
+    one = claim(value=0.5)
+    found = verdicts.judge([one], {"x": measured})
+    text = scoreboard.fold("A", list(found.values()), {"x": measured})
+    assert "| *reproduced* (live) | measured on the page; 5 seeds | `metabook refresh 02_maml` |" in text

@@ -74,7 +74,8 @@ def verdicts(options: argparse.Namespace) -> None:
     from helpers.lab import claims, records, tables, verdicts
 
     found, recorded = claims.load_claims(options.paper), records.load_all()
-    rows, judged = tables.claim_rows(found, recorded), verdicts.judge(found, recorded)
+    judged = verdicts.judge(found, recorded)
+    rows = tables.claim_rows(found, recorded, judged)
     if options.json:
         entries = [
             verdicts.as_json(judged[claim.id]) | {key: row[key] for key in ("book", "book_ci95", "note")}

@@ -77,6 +77,19 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().add_text("\n".join(self._split_lines(text, max(self._width, 11))) if wrapped else text)
 
 
+def ready(options: argparse.Namespace) -> Any:
+    """Make this process ready for its ``--threads``, and return the torch device that ``--device`` names."""
+    import torch
+
+    from helpers import runtime
+
+    device = runtime.pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    runtime.keep_memory()
+    return device
+
+
 # ---------------------------------------- kinds of arguments
 def setting(text: str) -> tuple[str, str]:
     """Parse ``name=value``; what the value stands for depends on the field or parameter (:mod:`helpers.settings`)."""

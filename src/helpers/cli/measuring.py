@@ -5,24 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-from helpers.cli.grammar import Commands, threads
+from helpers.cli.grammar import Commands, ready, threads
 from helpers.errors import UserError
 
 
 def record(options: argparse.Namespace) -> int:
     """Evaluate checkpoints again and write their records; one that cannot be measured does not stop the others."""
-    import torch
-
-    from helpers import experiments, runtime
+    from helpers import experiments
     from helpers.lab import records, reports
     from helpers.progress import waiting
 
     if bool(options.names) == options.all:
         raise UserError("name the experiments whose checkpoints are to be measured, or say --all")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    runtime.keep_memory()
-    device = runtime.pick_device(options.device)
+    device = ready(options)
     names = options.names or [name for name in experiments.catalogue() if (records.folder() / f"{name}.json").exists()]
     failed = []
     for experiment in [experiments.find(name) for name in names]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from helpers.cli import listing, places
-from helpers.cli.grammar import Commands, Once, add_settings, folder, minutes, positive, seconds, threads
+from helpers.cli.grammar import Commands, Once, add_settings, folder, minutes, positive, ready, seconds, threads
 from helpers.errors import UserError, nearest
 
 # What only one command needs is imported there: `metabook train` then works with torch, numpy and four small packages.
@@ -103,14 +103,9 @@ def _refuse_mixtures(options: argparse.Namespace, own: bool) -> None:
 
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
     """Make this process ready to train; returns how :func:`helpers.lab.training.train` is to do it."""
-    import torch
-
     from helpers import runtime
 
-    device = runtime.pick_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    runtime.keep_memory()
+    device = ready(options)
     if device.type == "cpu":
         runtime.fast_products()
     return {"device": device, "compiled": options.compile, "fresh": options.fresh}
@@ -194,8 +189,6 @@ def _values_make_sense(name: str) -> Iterator[None]:
 # ---------------------------------------- evaluate
 def evaluate(options: argparse.Namespace) -> None:
     """Measure a checkpoint anew, and print the metrics."""
-    import torch
-
     from helpers import experiments, runtime
     from helpers.lab import checkpoints, evaluation, records, tables, variants
     from helpers.progress import waiting
@@ -216,10 +209,7 @@ def evaluate(options: argparse.Namespace) -> None:
             "is judged on may have been among them",
             file=sys.stderr,
         )
-    device = runtime.pick_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    runtime.keep_memory()
+    device = ready(options)
     try:
         with _values_make_sense(judged.name), waiting(f"measuring {judged.name}"):
             measured = evaluation.of_checkpoint(judged, path, device, options.spot)

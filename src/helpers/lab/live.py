@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +76,7 @@ def keep(notebook: Any, chapter: str, folder: Path | None = None) -> list[str]:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     for content in [data[LIVE] for output in outputs if LIVE in (data := output.get("data", {}))]:
         name = content["experiment"]
-        evaluated = {
-            "commit": runtime.commit(),
-            "date": datetime.now(UTC).date().isoformat(),
-            **runtime.machine(torch.device("cpu")),
-        }
+        evaluated = runtime.origin(runtime.commit())
         record = _record(content, evaluated, chapter)
         measured = {
             key: Interval(e["value"], math.nan, e["n"], samples=torch.tensor(e["samples"], dtype=torch.float64))

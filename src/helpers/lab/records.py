@@ -123,14 +123,20 @@ def known_digest(record: Record) -> str | None:
     return evaluated.get("digest") if isinstance(evaluated, dict) else None
 
 
+def measured_together(record: Record, samples: bytes) -> bool:
+    """Whether metrics and stored samples are of one evaluation, as far as the record has a digest to tell by."""
+    known = known_digest(record)
+    return known is None or known == digest(record, samples)
+
+
 def _tampered(record: Record, path: Path) -> str:
     """Why a record is not what was measured; empty where it is, or where it has no digest to tell by."""
-    known, beside = known_digest(record), path.with_name(f"{record['experiment']}{SAMPLES}")
+    beside = path.with_name(f"{record['experiment']}{SAMPLES}")
     try:
         samples = beside.read_bytes()
     except OSError:
         samples = b""
-    if known is not None and known != digest(record, samples):
+    if not measured_together(record, samples):
         return f"its metrics and {beside.name} are not those that were measured together"
     return ""
 

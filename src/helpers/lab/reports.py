@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,9 @@ def measured(run: Run, theta: Params, device: torch.device, commit: str) -> tupl
     wall, processor = time.monotonic(), time.process_time()
     metrics = run.evaluate(theta)
     return metrics, {
-        "commit": commit,
-        "date": datetime.now(UTC).date().isoformat(),
+        **runtime.origin(commit, device),
         "seconds": round(time.monotonic() - wall, 1),
         "processor_seconds": round(time.process_time() - processor, 1),
-        **runtime.machine(device),
     }
 
 

@@ -114,10 +114,11 @@ def fold(title: str, judged: Sequence[Judgement], recorded: Mapping[str, records
     for judgement in judged:
         claim = judgement.claim
         origin = {"paper": "", "other": " (another paper)", "own": " (the book's question)"}[claim.origin]
-        command = f"`metabook {'refresh 04' if judgement.live else f'train {claim.experiment}'}`"
+        record = recorded.get(claim.experiment, {})
+        command = f"refresh {record['config']['chapter']}" if judgement.live else f"train {claim.experiment}"
         rows.append([
             f"{claim.quantity}{origin}; {claim.where}", printed(judgement), measured(judgement), said(judgement),
-            scale(judgement, recorded), "–" if judgement.verdict == NO_DATA else command,
+            scale(judgement, recorded), "–" if judgement.verdict == NO_DATA else f"`metabook {command}`",
         ])  # fmt: skip
     header = ["claim", "printed", "measured", "verdict", "scale", "made by"]
     return Table(header, rows, fold=f"{title}: {counts}")._repr_markdown_()
@@ -166,9 +167,8 @@ def said(judgement: Judgement) -> str:
     claim = judgement.claim
     beside = [claim.no_data] if judgement.verdict == NO_DATA else []
     beside += ["live"] * judgement.live
-    leads = [c.found.detectable for c in judgement.comparisons if c.found.detectable > 0]
-    if judgement.verdict == OPEN and claim.value is None and leads:
-        beside.append(f"a lead of {_unit(judgement)[0] * max(leads):.2g} would have been seen")
+    if judgement.verdict == OPEN and claim.value is None and judgement.detectable:
+        beside.append(f"a lead of {_unit(judgement)[0] * judgement.detectable:.2g} would have been seen")
     return f"*{judgement.verdict}*" + (f" ({'; '.join(beside)})" if beside else "")
 
 

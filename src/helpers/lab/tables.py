@@ -60,19 +60,22 @@ class Table:
         )
 
 
-def claim_rows(claims: Sequence[Claim], recorded: Mapping[str, Any]) -> list[dict[str, Any]]:
+def claim_rows(
+    claims: Sequence[Claim], recorded: Mapping[str, Any], judged: Mapping[str, verdicts.Judgement] | None = None
+) -> list[dict[str, Any]]:
     """Claims and their records as rows for :func:`~helpers.lab.figures.paper_vs_book` and :func:`claims_table`.
 
     Args:
         claims: Claims as :func:`helpers.lab.claims.load_claims` gives them: all of a paper, since their tests are
             corrected together.
         recorded: Records by experiment name, as :func:`helpers.lab.records.load_all` gives them.
+        judged: What :func:`helpers.lab.verdicts.judge` says about them, where that is known already.
 
     Returns:
         One row a claim, with its computed verdict; accuracies are set to be shown in per cent. The note says how far
         an unfinished run got and whether the claimed number is quoted from memory.
     """
-    rows, judged = [], verdicts.judge(claims, recorded)
+    rows, judged = [], judged or verdicts.judge(claims, recorded)
     for claim in claims:
         record, row = recorded.get(claim.experiment), {"quantity": claim.quantity, "where": claim.where}
         row |= {"paper": claim.value, "paper_ci95": claim.ci95, "book": None, "book_ci95": None}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,8 +148,7 @@ def _train(
         if state.iteration > begin:
             this = {
                 "begin": begin, "end": state.iteration, "seconds": round(elapsed, 1), "compiled": compiled,
-                **({"form": form} if chosen else {}), "commit": commit, "date": datetime.now(UTC).date().isoformat(),
-                **runtime.machine(device),
+                **({"form": form} if chosen else {}), **runtime.origin(commit, device),
             }  # fmt: skip
             state.slices.append(this | ({"reseeded": True} if state.reseeded else {}))
         if fresh and not kept:

@@ -102,9 +102,12 @@ class Judgement:
 
     @property
     def detectable(self) -> float | None:
-        """The smallest lead that the data would have shown with a power of 80 %: the largest of its comparisons."""
+        """The smallest lead that the data would have shown with a power of 80 %: the largest of its comparisons.
+
+        None where nothing has a spread.
+        """
         leads = [c.found.detectable for c in ([self.number] if self.number else self.comparisons)]
-        return max(leads, default=None)
+        return max((lead for lead in leads if lead > 0), default=None)
 
 
 def judge(claims: Sequence[Claim], recorded: Mapping[str, Record]) -> dict[str, Judgement]:
