@@ -189,7 +189,10 @@ class Predictor:
         self.step, self.outcome = fast(_one_step), traced(_accuracies)
 
     def __call__(self, learner: MinibatchDescent, theta: Params, tasks: Tasks, batches: Examples) -> Tensor:
-        """``[2, tasks]``: each query classified beside the support set, and all of them together with it."""
+        """``[2, tasks]``: each query classified beside the support set, and all of them as one batch of their own.
+
+        Source: ``reptile.py`` of the authors' code, ``_test_predictions`` without and with its flag ``transductive``.
+        """
         found, count = [], len(batches.x)
         size = CHUNK if batches.x.device.type == "cpu" and count % CHUNK == 0 else count
         for begin in range(0, count, size):
@@ -204,7 +207,7 @@ class Predictor:
 def _accuracies(learner: MinibatchDescent, phi: Params, tasks: Tasks) -> Tensor:
     def one(phi: Params, task: Tasks) -> Tensor:
         apart = one_by_one(learner, phi, *task)
-        together = learner.outputs(phi, torch.cat([task.support.x, task.query.x]))[len(task.support.x) :]
+        together = learner.outputs(phi, task.query.x)
         return torch.stack([accuracy(outputs, task.query.y) for outputs in (apart, together)])
 
     return vmap(one)(phi, tasks).T

@@ -72,7 +72,7 @@ class SummedDescent(MultiStepDescent, LearnedDescent):
     >>> from helpers.learners.learned import started
     >>> from helpers.optimizers.recurrent import RecurrentRule
     >>> g, network = helpers.generator(0), helpers.MLP((1, 8, 1))
-    >>> learner = SummedDescent(network, helpers.mean_squared_error, steps=3, rule=RecurrentRule(hidden=4))
+    >>> learner = SummedDescent(network, helpers.mean_squared_error, 1.0, steps=3, rule=RecurrentRule(hidden=4))
     >>> tasks = started(network, helpers.Sinusoids().sample(4, g), g)
     >>> _, losses = helpers.maml(learner, learner.init(g), tasks._replace(query=tasks.support))
     >>> losses.shape
