@@ -65,3 +65,14 @@ def test_what_is_not_finite_touches_no_file(tmp_path, monkeypatch):
 
 def test_without_a_checkpoint_there_is_nothing_to_measure(tmp_path):
     assert "there is no checkpoint" in refused(lambda: reports.again(Tiny(), data=tmp_path))
+
+
+def test_a_compiled_measurement_says_so(tmp_path, monkeypatch):
+    record, asked = train(tmp_path, budget=0), []
+    setup = Tiny.setup
+    monkeypatch.setattr(
+        Tiny, "setup", lambda self, device, compiled: asked.append(compiled) or setup(self, device, False)
+    )
+    again = reports.again(Tiny(), data=tmp_path, compiled=True)
+    assert asked == [True] and again["provenance"]["evaluated"]["compiled"] is True
+    assert again["metrics"] == record["metrics"] and "compiled" not in record["provenance"]["evaluated"]

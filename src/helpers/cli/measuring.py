@@ -23,7 +23,7 @@ def record(options: argparse.Namespace) -> int:
     for experiment in [experiments.find(name) for name in names]:
         try:
             with waiting(f"measuring {experiment.name}"):
-                reports.again(experiment, device)
+                reports.again(experiment, device, compiled=options.compile)
         except UserError as error:
             print(f"metabook: {error}", file=sys.stderr)
             failed.append(experiment.name)
@@ -46,4 +46,9 @@ def register(commands: Commands) -> None:
     command.add_argument("names", nargs="*", metavar="NAME", help="experiments; `metabook train --list` prints them")
     command.add_argument("--all", action="store_true", help="all that have a record; hours on one processor core")
     command.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
+    command.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the inner steps first, where the experiment can: worth it from some minutes of measuring on",
+    )
     command.add_argument("--threads", type=threads, metavar="N", help="threads of the processor")

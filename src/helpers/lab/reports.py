@@ -87,9 +87,18 @@ def write(
 
 
 def again(
-    experiment: Experiment, device: torch.device | str = "cpu", data: Path | None = None, say: Callable = print
+    experiment: Experiment,
+    device: torch.device | str = "cpu",
+    data: Path | None = None,
+    say: Callable = print,
+    compiled: bool = False,
 ) -> records.Record:
     """Measure a checkpoint again and write its record anew; nothing is trained.
+
+    Args:
+        data: folder with ``checkpoints/`` and ``records/``; by default that of the checkout.
+        say: told the headline.
+        compiled: let ``torch.compile`` make the inner steps of the evaluation, where the run has such a form.
 
     Times that belong to the run, ``seconds…``, are kept: nobody can measure them again.
 
@@ -100,12 +109,13 @@ def again(
     path = data / "checkpoints" / f"{experiment.name}{SUFFIX}"
     commit = runtime.commit()
     with runtime.only_one(path, f"measuring {experiment.name}"):
-        run = experiment.setup(device, False)
+        run = experiment.setup(device, compiled)
         generator = runtime.generator(experiment.seed, device)
         state = State(run.init(generator), experiment.outer_rate, generator, experiment.outer)
         done = read_checkpoint(path)[1]["iteration"]
         state.restore(path, experiment.config(), done, experiment.seed)  # as over: no optimiser is asked for
         metrics, evaluated = measured(run, state.values(), device, commit)
+        evaluated |= {"compiled": True} if compiled else {}
         record = write(experiment, run, state, metrics | kept_times(experiment.name, data), evaluated, data)
     headline = next(iter(record["metrics"]))
     say(f"{experiment.name}: {records.progress(record)}; {headline} {records.metric(record, headline)}")
