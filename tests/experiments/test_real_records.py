@@ -114,10 +114,9 @@ def test_metrics_are_those_of_the_samples(name):
             continue
         values = np.array(samples[key])
         count = len(values)
-        reach = stats.t.ppf(0.975, count - 1) if entry["per"] == "seed" else 1.96
         assert count == entry["n"], key
         assert entry["value"] == pytest.approx(values.mean(), rel=1e-5, abs=1e-7), key
-        half = reach * values.std(ddof=1) / count**0.5
+        half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5
         assert entry["ci95"] == pytest.approx(half, rel=1e-3, abs=1e-6 * max(1.0, abs(entry["value"]))), key
 
 

@@ -37,10 +37,10 @@ def task(tasks, i):
 
 
 def test_interval_by_hand():
-    """Mean 2.5; deviations −1.5, −0.5, 0.5, 1.5, so the unbiased variance is 5/3."""
+    """Mean 2.5; deviations −1.5, −0.5, 0.5, 1.5, so the unbiased variance is 5/3; Student's quantile of three degrees."""
     found = interval(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert found.value == 2.5 and found.n == 4
-    assert found.ci95 == pytest.approx(1.96 * math.sqrt(5 / 3) / 2, rel=1e-12)
+    assert found.ci95 == pytest.approx(3.182446305284263 * math.sqrt(5 / 3) / 2, rel=1e-12)
     assert str(Interval(0.5, 0.25, 3)) == "0.5000 ± 0.2500 (n = 3)"
 
 

@@ -201,7 +201,7 @@ def test_welch_and_the_paired_test_are_scipys():
 def test_a_printed_number_brings_its_interval_as_an_error():
     ours, printed = Interval(0.97, 0.01, 600, per="task"), Interval(0.98, 0.02, 0)
     found = difference(of_interval(ours), of_interval(printed))
-    assert found.error == pytest.approx(math.hypot(0.01, 0.02) / 1.96)
+    assert found.error == pytest.approx(math.hypot(0.01 / stats.t.ppf(0.975, 599), 0.02 / 1.96))
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 8, 20])
