@@ -37,7 +37,7 @@ def task(tasks, i):
 
 
 def test_interval_by_hand():
-    """Mean 2.5; deviations −1.5, −0.5, 0.5, 1.5, so the unbiased variance is 5/3; Student's quantile of three degrees."""
+    """Mean 2.5; deviations −1.5, −0.5, 0.5, 1.5, so the unbiased variance is 5/3; Student's t of 3 degrees."""
     found = interval(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert found.value == 2.5 and found.n == 4
     assert found.ci95 == pytest.approx(3.182446305284263 * math.sqrt(5 / 3) / 2, rel=1e-12)

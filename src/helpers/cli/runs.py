@@ -30,7 +30,16 @@ NONSENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, Runtim
 
 # ---------------------------------------- train
 def train(options: argparse.Namespace) -> int | None:
-    """Train, or go on training, recorded experiments and variants of them."""
+    """Train, or go on training, recorded experiments and variants of them; alone, or as one of several processes."""
+    from helpers.numerics import ranks
+
+    with ranks.joined():
+        if options.queue is not None and ranks.count() > 1:
+            raise UserError("torchrun divides one experiment among processes: name it instead of --queue")
+        return _train(options)
+
+
+def _train(options: argparse.Namespace) -> int | None:
     from helpers import experiments, runtime
 
     changes = dict(options.settings)
@@ -104,8 +113,9 @@ def _refuse_mixtures(options: argparse.Namespace, own: bool) -> None:
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
     """Make this process ready to train; returns how :func:`helpers.lab.training.train` is to do it."""
     from helpers import runtime
+    from helpers.numerics import ranks
 
-    device = ready(options)
+    device = ranks.own_device(ready(options))
     if device.type == "cpu":
         runtime.fast_products()
     return {"device": device, "compiled": options.compile, "fresh": options.fresh}
@@ -129,11 +139,13 @@ def _train_one(experiment, budget: float | None, watched_in: Path | None, settin
 def _train_now(experiment, budget: float | None, watched_in: Path | None, settings: dict[str, Any]) -> None:
     from helpers import runtime
     from helpers.lab import tensorboard, training
+    from helpers.numerics import ranks
 
     if settings["compiled"] is None:
         settings = settings | {"compiled": experiment.iterations >= WORTH_COMPILING and runtime.can_compile()}
     if settings["compiled"]:
         print("compiling, where that is possible, takes minutes; --no-compile starts at once", file=sys.stderr)
+    watched_in = watched_in if ranks.number() == 0 else None
     with tensorboard.watching(watched_in, experiment.name) as watch:
         training.train(experiment, budget=budget, watch=watch, **settings)
 

@@ -8,12 +8,14 @@ Any estimator meets any learner: the result is right, or refused in one sentence
 checked at its head; no check reads a value.
 
 Any estimator becomes faster, and stays what it is, by :func:`chunked`, :func:`~helpers.numerics.tracing.traced` and
-:func:`~helpers.numerics.tracing.compiled`, which combine, as in ``chunked(compiled(maml), 4)``.
+:func:`~helpers.numerics.tracing.compiled`, which combine, as in ``chunked(compiled(maml), 4)``; :func:`divided`
+shares the tasks among processes.
 """
 
 from helpers.estimators.explicit import (
     chunked,
     combination,
+    divided,
     fomaml,
     inner_step,
     maml,
@@ -33,6 +35,7 @@ __all__ = [
     "chunked",
     "combination",
     "compiled",
+    "divided",
     "evaluations",
     "fomaml",
     "imaml",

@@ -12,11 +12,14 @@ from torch.utils._pytree import tree_map
 
 from helpers.errors import UserError
 from helpers.estimators.checks import adapted_names, check, name_of, number_of_tasks, watched
+from helpers.numerics import ranks
 from helpers.numerics.tracing import linearized, traced
 from helpers.types import Descent, Estimator, Examples, Learner, Params, Tasks
 from helpers.validate import whole
 
-__all__ = ["chunked", "combination", "fomaml", "inner_step", "maml", "query_gradient", "reptile", "stepwise"]
+__all__ = [
+    "chunked", "combination", "divided", "fomaml", "inner_step", "maml", "query_gradient", "reptile", "stepwise",
+]  # fmt: skip
 
 
 def maml(learner: Learner, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
@@ -213,6 +216,38 @@ def chunked(estimator: Estimator, size: int | None) -> Estimator:
             total = weighted if total is None else {name: total[name] + g for name, g in weighted.items()}
             losses.append(loss)
         return total, torch.cat(losses)
+
+    return run
+
+
+def divided(estimator: Estimator) -> Estimator:
+    """The same estimator, of which each rank computes its part of the tasks (:mod:`helpers.numerics.ranks`).
+
+    All ranks give it the same θ and the same tasks, and all get the gradient and the losses of all tasks, equal to
+    those of one process up to rounding. Alone it is the estimator itself.
+
+    Raises:
+        UserError: for fewer tasks than ranks.
+
+    >>> import helpers
+    >>> divided(helpers.maml) is helpers.maml  # this process is alone
+    True
+    """
+    if (parts := ranks.count()) == 1:
+        return estimator
+
+    @wraps(estimator)
+    def run(learner: Learner, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
+        count = number_of_tasks(tasks)
+        if count < parts:
+            raise UserError(f"{parts} processes cannot share {count} tasks: start at most {count}")
+        begin, end = (count * (ranks.number() + more) // parts for more in (0, 1))
+        gradient, losses = estimator(learner, theta, tree_map(lambda t: t[begin:end], tasks))
+        weighted = [g * ((end - begin) / count) for g in gradient.values()]
+        all_losses = losses.new_zeros(count)
+        all_losses[begin:end] = losses.detach()
+        *sums, all_losses = ranks.summed([*weighted, all_losses])
+        return dict(zip(gradient, sums, strict=True)), all_losses
 
     return run
 

@@ -106,17 +106,25 @@ class State:
         metadata = {"metabook": text, "sha256": digest(text, tensors)}
         runtime.write_atomically(path, lzma.compress(safetensors.torch.save(tensors, metadata), filters=PACKING))
 
-    def restore(self, path: Path, config: dict[str, Any], iterations: int, seed: int) -> None:
+    def restore(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        iterations: int,
+        seed: int,
+        read: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
+    ) -> None:
         """Continue from a checkpoint.
 
         Args:
             iterations: of the whole run; a file without optimiser and generator can only be a finished run's.
             seed: of the run, for a generator of another kind than the file's.
+            read: tensors and header of the file, where they have been read already.
 
         Raises:
             UserError: if the file is damaged or belongs to another configuration.
         """
-        tensors, header = read_checkpoint(path)
+        tensors, header = read or read_checkpoint(path)
         if (theirs := header["config"]) != (ours := json.loads(json.dumps(config))):
             different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
             raise UserError(

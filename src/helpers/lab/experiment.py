@@ -122,6 +122,8 @@ class Run(ABC):
         learner: what adapts; a run that has another θ than its learner's has an ``init`` of its own.
         forms: names of ``helpers.numerics.tracing.FORMS`` that ``use`` takes; where there are none the run itself
             says how it is executed.
+        divides: whether ``gradient`` shares its tasks among the processes that train together
+            (:func:`helpers.estimators.divided`).
         check_clock: to be called in the course of an iteration that may last longer than a second. Training puts in a
             function that ends the iteration once the time is over or Ctrl-C came; nothing of the iteration is then
             kept, so that it must leave everything as it was but θ's copies and the generator.
@@ -131,6 +133,7 @@ class Run(ABC):
     device: torch.device
     learner: Learner
     forms: ClassVar[tuple[str, ...]] = ()
+    divides: ClassVar[bool] = False
     check_clock: Callable[[], None] = staticmethod(lambda: None)
 
     def use(self, form: str) -> None:

@@ -153,6 +153,7 @@ class FewShotRun(Run):
     compiled: bool = False
 
     forms = tuple(tracing.FORMS)
+    divides = True
 
     def __post_init__(self) -> None:
         self.learner = self.experiment.learner()
@@ -160,7 +161,7 @@ class FewShotRun(Run):
 
     def use(self, form: str) -> None:
         """Run the estimator in one of the forms of ``helpers.numerics.tracing.FORMS``."""
-        self.estimator = self.in_chunks(self.estimator_in(form))
+        self.estimator = estimators.divided(self.in_chunks(self.estimator_in(form)))
 
     @abstractmethod
     def estimator_in(self, form: str) -> Estimator:

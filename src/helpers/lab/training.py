@@ -5,6 +5,9 @@ as a ``.safetensors`` file with a JSON header (no pickle), compressed by xz. It 
 continues from its last checkpoint, bit for bit as if it had never stopped (on the same machine with the same engine
 settings). On another kind of device a run goes on too, with a generator that is seeded anew from seed and iteration.
 
+Several processes can train one experiment together (:mod:`helpers.numerics.ranks`): all go the same way, the first one
+measures and writes, and a run goes on with another number of them.
+
 The file of a finished run holds its parameters alone, in half precision, and the record's metrics are those of the
 parameters as stored. Single precision stays where half of it would move a metric by a tenth of its interval.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +27,12 @@ from torch import Tensor
 from helpers import runtime
 from helpers.errors import UserError
 from helpers.lab import records, reports, stopping
-from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, moved
+from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, moved, read_checkpoint
 from helpers.lab.experiment import Experiment, Run
 from helpers.lab.schedules import RETURNS, annealed, halved, outer_rate_at, steady
 from helpers.lab.statistics import Interval
 from helpers.lab.tensorboard import Watch
+from helpers.numerics import ranks
 from helpers.progress import progress_bar, waiting
 from helpers.types import Params
 from helpers.validate import positive, whole
@@ -71,18 +76,25 @@ def train(
 
     Raises:
         UserError: if the loss stops being finite (naming the iteration and the last good checkpoint), a file cannot be
-            written, the checkpoint is damaged or of another configuration, another process trains the same, or the
-            budget is over within the first iteration.
+            written, the checkpoint is damaged or of another configuration, another process trains the same, the budget
+            is over within the first iteration, or one of the processes that train it together is gone.
         KeyboardInterrupt: after Ctrl-C, once checkpoint and record are written; after a second one, or while the run is
             evaluated, at once. The checkpoint then stands, and the next call measures what was not measured.
     """
     data = data or runtime.root() / "data"
     path = data / "checkpoints" / f"{experiment.name}{SUFFIX}"
-    with runtime.only_one(path, f"training {experiment.name}"):
-        for suffix in records.SUFFIXES:
-            runtime.remove_leftovers(data / "records" / f"{experiment.name}{suffix}")
+    with ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(runtime.only_one(path, f"training {experiment.name}"))
+            for suffix in records.SUFFIXES:
+                runtime.remove_leftovers(data / "records" / f"{experiment.name}{suffix}")
+
+        ranks.told(claim)
         how = form or ("compiled" if compiled else "traced")
         device, watch = torch.device(device), watch or (lambda *_: None)
+        if ranks.number():
+            progress, say, watch = False, lambda _: None, lambda *_: None
         return _train(experiment, device, budget, fresh, how, data, path, save_every, progress, say, watch)
 
 
@@ -101,25 +113,29 @@ def _train(
 ) -> records.Record:
     # Found out now, not after a minute of training that could then not be kept.
     for kind in ("checkpoints", "records"):
-        runtime.ensure_writable(data / kind)
+        ranks.told(partial(runtime.ensure_writable, data / kind))
     config = experiment.config()
     # Asked once, at the start: what runs is the code as it was loaded, whatever is committed meanwhile.
     commit = runtime.commit()
     run = experiment.setup(device, form == "compiled")
+    if ranks.count() > 1 and not run.divides:
+        raise UserError(f"{experiment.name} is not divided among processes: train it by one, without torchrun")
     generator = runtime.generator(experiment.seed, device)
     first = run.init(generator)
     compiled, chosen = form == "compiled", bool(run.forms)  # else the experiment itself says how it runs
     if not chosen:
         pass
-    elif form == "fastest":
+    elif form == "fastest" and ranks.count() == 1:
         form = fastest(run, first, device, budget, say)
         compiled = form == "compiled"
     else:
+        form = "traced" if form == "fastest" else form  # each rank would choose for itself
         run.use(form)
     state = State(first, experiment.outer_rate, generator, experiment.outer)
-    kept = path.exists() and not fresh
+    kept = ranks.told(path.exists) and not fresh
     if kept:
-        state.restore(path, config, experiment.iterations, experiment.seed)
+        read = ranks.told(partial(read_checkpoint, path))
+        state.restore(path, config, experiment.iterations, experiment.seed, read)
     begin, started, already = state.iteration, time.monotonic(), state.seconds
     watched = experiment.watched
     if watched:
@@ -141,6 +157,9 @@ def _train(
     def save() -> None:
         nonlocal kept, saved
         check()
+        if ranks.number():
+            saved = time.monotonic()
+            return
         elapsed = time.monotonic() - started
         state.seconds = already + elapsed
         # A run that went back has fewer iterations than an earlier slice may say.
@@ -148,7 +167,8 @@ def _train(
         if state.iteration > begin:
             this = {
                 "begin": begin, "end": state.iteration, "seconds": round(elapsed, 1), "compiled": compiled,
-                **({"form": form} if chosen else {}), **runtime.origin(commit, device),
+                **({"form": form} if chosen else {}), **({"ranks": ranks.count()} if ranks.count() > 1 else {}),
+                **runtime.origin(commit, device),
             }  # fmt: skip
             state.slices.append(this | ({"reseeded": True} if state.reseeded else {}))
         if fresh and not kept:
@@ -168,10 +188,15 @@ def _train(
         nonlocal begin
         if time.monotonic() - saved > PATIENCE:
             save()  # a measurement may take minutes, and is no reason to lose what was trained
-        try:
-            with stop.measuring():
-                point = entries(run.spot_check(state.values()))
-        except stopping.CutOff:
+
+        def spot() -> dict[str, Any] | None:
+            try:
+                with stop.measuring():
+                    return entries(run.spot_check(state.values()))
+            except stopping.CutOff:
+                return None
+
+        if (point := ranks.told(spot)) is None:
             say(f"{experiment.name}: stopped while it measured iteration {state.iteration:,}; the next call does that")
             return
         state.curve.append({"iteration": state.iteration, "metrics": point})
@@ -195,60 +220,78 @@ def _train(
             if late or (stop.first is not None and time.monotonic() - stop.first > PATIENCE):
                 raise stopping.CutOff
 
-        if due():
-            measure()
-        while state.iteration < experiment.iterations and not stop:
-            drawn = generator.get_state()
-            run.check_clock = check_clock
-            try:
-                gradient, loss = run.gradient(state.values(), generator, state.iteration)
-            except stopping.CutOff:
-                generator.set_state(drawn)
-                say(f"{experiment.name}: stopped within iteration {state.iteration:,}, of which nothing is kept")
-                break
-            finally:
-                del run.check_clock  # what follows is measuring
-            state.apply(gradient, outer_rate_at(experiment, state.iteration) * 0.5 ** len(state.returns))
-            state.iteration += 1
-            state.window.append(loss.detach())
-            bar.update()
-            if state.iteration % LOG_EVERY == 0:
-                check()
-                state.losses.append(torch.stack(state.window).mean().item())
-                state.window = []
-                watch(state.iteration, {"loss": state.losses[-1]})
-                bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
+        def over() -> bool:
+            """Whether to end before the next iteration: all ranks, or none."""
+            late = budget is not None and trained and time.monotonic() - started > budget
+            return ranks.any_of(bool(stop) or late)
+
+        trained = False
+        try:
             if due():
                 measure()
-            now = time.monotonic()
-            if budget is not None and now - started > budget:
-                break
-            if now - saved > save_every:
+            while state.iteration < experiment.iterations and not over():
+                drawn = generator.get_state()
+                if ranks.count() == 1:  # of several none may leave the others within an iteration
+                    run.check_clock = check_clock
+                try:
+                    gradient, loss = run.gradient(state.values(), generator, state.iteration)
+                except (stopping.CutOff, ranks.Lost) as error:
+                    generator.set_state(drawn)
+                    if isinstance(error, ranks.Lost):
+                        raise
+                    say(f"{experiment.name}: stopped within iteration {state.iteration:,}, of which nothing is kept")
+                    break
+                finally:
+                    vars(run).pop("check_clock", None)  # what follows is measuring
+                trained = True
+                state.apply(gradient, outer_rate_at(experiment, state.iteration) * 0.5 ** len(state.returns))
+                state.iteration += 1
+                state.window.append(loss.detach())
+                bar.update()
+                if state.iteration % LOG_EVERY == 0:
+                    check()
+                    state.losses.append(torch.stack(state.window).mean().item())
+                    state.window = []
+                    watch(state.iteration, {"loss": state.losses[-1]})
+                    bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
+                if due():
+                    measure()
+                if time.monotonic() - saved > save_every:
+                    save()
+        except ranks.Lost:
+            if state.iteration > begin:
                 save()
+            raise
         if state.iteration:
             save()
+        asked = ranks.any_of(bool(stop))
     if not state.iteration:
         slow = f"an iteration of {experiment.name} takes longer than the {budget or 0:.0f} s that it was given"
-        raise KeyboardInterrupt if stop else UserError(f"{slow}: give it more")
-    try:
-        with waiting(f"evaluating {experiment.name}", progress):
-            metrics, evaluated = reports.measured(run, state.values(), device, commit)
-        if begin == state.iteration:
-            metrics |= reports.kept_times(experiment.name, data)
-        if state.iteration == experiment.iterations and state.precision == "single":
-            metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
-    except KeyboardInterrupt as error:
-        raise type(error)(
-            f"stopped while {experiment.name} was evaluated; its checkpoint at iteration {state.iteration:,} is kept, "
-            "run the same command to go on from there"
-        ) from None
-    watch(state.iteration, {name: measured.value for name, measured in metrics.items()})
-    record = reports.write(experiment, run, state, metrics, evaluated, data)
-    headline = ", ".join(f"{name} {records.metric(record, name)}" for name in list(record["metrics"])[:1])
-    say(f"{experiment.name}: {records.progress(record)}; {headline}; checkpoint {path}")
-    if stop:
-        raise KeyboardInterrupt
-    return record
+        raise KeyboardInterrupt if asked else UserError(f"{slow}: give it more")
+
+    def judge() -> records.Record:
+        """Evaluate what was trained, store it as it is kept, and write the record."""
+        try:
+            with waiting(f"evaluating {experiment.name}", progress):
+                metrics, evaluated = reports.measured(run, state.values(), device, commit)
+            if begin == state.iteration:
+                metrics |= reports.kept_times(experiment.name, data)
+            if state.iteration == experiment.iterations and state.precision == "single":
+                metrics = _settle(run, state, metrics, partial(state.save, path, config, over=True), say)
+        except KeyboardInterrupt as error:
+            raise type(error)(
+                f"stopped while {experiment.name} was evaluated; its checkpoint at iteration {state.iteration:,} is "
+                "kept, run the same command to go on from there"
+            ) from None
+        watch(state.iteration, {name: measured.value for name, measured in metrics.items()})
+        record = reports.write(experiment, run, state, metrics, evaluated, data)
+        headline = ", ".join(f"{name} {records.metric(record, name)}" for name in list(record["metrics"])[:1])
+        say(f"{experiment.name}: {records.progress(record)}; {headline}; checkpoint {path}")
+        if asked:
+            raise KeyboardInterrupt
+        return record
+
+    return ranks.told(judge)
 
 
 def fastest(
