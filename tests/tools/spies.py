@@ -238,9 +238,6 @@ class Spy:
         def judge(judge, learner, theta, tasks, steps):
             return torch.rand(len(next(iter(theta.values()))), len(tasks.query.y), len(steps), 3)
 
-        def score(run, start, tasks, steps, rate):
-            return torch.zeros(len(steps), len(tasks.query.x))
-
         def translated(of, theta, codes, shots, rate, steps):
             of.taken_apart(codes, max(1, shots))
             return torch.zeros(2, len(next(iter(theta.values()))), len(codes), 2)
@@ -267,7 +264,7 @@ class Spy:
             ),
             (ml3_study, "descended", descended),
             (Judge, "__call__", judge),
-            (paradigms.WayTraining, "score", score),
+            (evaluation, "outcomes", curve),
             (Translating, "translated", translated),
             (nested, "meta_training", meta_training),
             (nested.Training, "_seconds", lambda *_: {}),
