@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from helpers import losses
 from helpers.estimators.explicit import fomaml, maml, reptile
 from helpers.estimators.nested import MetaLearner, evaluations
 from helpers.experiments import nested
-from helpers.lab import break_even, training
+from helpers.lab import training
 from helpers.learners.descent import GradientDescent
 from helpers.models.mlp import MLP
 from helpers.numerics.differences import central_differences, error
@@ -370,23 +369,3 @@ def test_meta_training_on_a_new_family_is_sgd_and_adam(untraced):
         at = {name: value.detach() for name, value in phi.items()}
         loss = objective(learner, at, tree_map(lambda t: t[1], test))
         torch.testing.assert_close(measured[-1, setting, 0, 1], loss, rtol=1e-4, atol=1e-5)
-
-
-def test_first_below():
-    assert break_even.first_below((0, 1, 3), (2.0, 1.0, 0.5), 0.75) == 2.0
-    assert break_even.first_below((0, 1, 3), (2.0, 1.0, 0.5), 2.5) == 0.0
-    assert math.isinf(break_even.first_below((0, 1, 3), (2.0, 1.0, 0.5), 0.1))
-
-
-def test_break_even():
-    def record(iterations, seconds, needed, reached=1.0):
-        values = {"seconds_training": seconds, "seconds_new_family": 0.01}
-        values |= {"iterations_to_50": needed, "reached_50": reached}
-        metrics = {name: {"value": value, "ci95": None, "n": 1} for name, value in values.items()}
-        return {"experiment": "x", "iterations": {"done": iterations}, "metrics": metrics}
-
-    dear, cheap = record(100, 0.3, 5), record(100, 0.1, 45)
-    assert break_even.break_even(dear, cheap, 0.5) == pytest.approx(20 / (0.01 * 40))
-    assert math.isinf(break_even.break_even(dear, record(100, 0.1, 5), 0.5))  # nothing saved
-    assert math.isinf(break_even.break_even(record(100, 0.3, 5, reached=0.8), cheap, 0.5))
-    assert break_even.break_even(cheap, record(100, 0.3, 50), 0.5) == 0.0

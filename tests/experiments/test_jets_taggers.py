@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import re
 
-import numpy as np
 import pytest
 import torch
 from refusals import refused
-from toy_jets import crowd
+from toy_jets import everywhere
 
 from helpers import estimators, losses
 from helpers.experiments import jets as taggers
@@ -31,26 +30,10 @@ from helpers.tasks import jets
 from helpers.tasks.jets import protocol as jets_protocol
 from helpers.tasks.jets.detector import View
 from helpers.tasks.jets.protocol import Supervision
-from helpers.tasks.jets.substructure import Observables
-from helpers.tasks.jets.tasks import JetTasks
 from helpers.types import Examples, Tasks
 
 CPU = torch.device("cpu")
-EVERY = (
-    jets_protocol.LABELS
-    + jets_protocol.PROPORTIONS
-    + jets_protocol.MIXTURES
-    + jets_protocol.WRONG
-    + jets_protocol.DRIFTED
-)
-SCALES, WINDOWS = ("fsr-half", "fsr-one", "fsr-two"), ("250", "300", "400", "500", "600")
-SAMPLES = [  # process, shower, split, jets in a window
-    *((process, shower, "train", 30) for shower in SCALES for process in ("QCD", "W")),
-    *((process, shower, "validation", 30) for shower in SCALES for process in ("QCD", "W")),
-    *((process, "monash", "test", 40) for process in ("QCD", "W", "WT", "Z", "top")),
-    *((process, "fsr-one", "test", 40) for process in ("QCD", "W")),
-    *((process, "vincia", "test", 28) for process in ("QCD", "W")),
-]  # fmt: skip
+WINDOWS = ("250", "300", "400", "500", "600")
 SMALL = {
     "tagger": "particles", "shots": 2, "queries": 4, "bag": 5, "meta_batch": 3, "inner_steps": 2, "seeds": 2,
     "test_rates": (0.3,), "test_steps": (1, 3), "test_draws": 2, "test_queries": 20, "tuning_queries": 10,
@@ -61,30 +44,10 @@ METHODS = {
 }  # fmt: skip
 
 
-def arrays():
-    """What a simulation might have made: jets of 255 GeV, whatever their window; two prongs at 80 GeV, one at 40."""
-    five = len(jets.WINDOWS) - 1
-    count = np.array([each for *_, each in SAMPLES])
-    particles = crowd(five * count.sum())
-    particles[..., 0] *= 255 / particles[..., 0].sum(1, keepdim=True)
-    qcd = torch.tensor([sample[0] == "QCD" for sample in SAMPLES]).repeat_interleave(torch.tensor(five * count))
-    particles[qcd, :, 1:] *= 0.5
-    window = np.concatenate([np.repeat(jets.WINDOWS[:-1], each) for each in count])
-    made = dict.fromkeys(("rapidity", "mass", "tau21", "tau32"), np.zeros(len(window)))
-    for i, (name, known) in enumerate((("process", jets.PROCESSES), ("shower", jets.SHOWERS), ("split", jets.SPLITS))):
-        made[name] = np.repeat([known.index(sample[i]) for sample in SAMPLES], five * count)
-    return made | {"particles": particles.double().numpy(), "pt": window + 25.0}
-
-
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-    """The jets, loaded from where the shipped file would be."""
-    folder = tmp_path_factory.mktemp("checkout")
-    (folder / "data").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METABOOK_ROOT", str(folder))
-        jets.home().write_bytes(jets.pack(arrays(), {"samples": []}))
-        yield jets.load()
+    with everywhere(tmp_path_factory.mktemp("checkout")) as found:
+        yield found
 
 
 @pytest.fixture
@@ -136,81 +99,21 @@ def equal(found, expected):
     return all(torch.equal(found[name], expected[name]) for name in found)
 
 
-# ---------------------------------------- supervision
-
-
-def test_names_of_supervision_are_names_of_metrics():
-    assert [one.name for one in EVERY] == [
-        "labels5", "labels20", "labels100", "proportions64", "proportions256", "mixture64", "mixture256",
-        "proportions64_under10", "proportions64_under5", "proportions64_over5", "proportions64_over10",
-        "proportions64_drift10_40", "proportions64_drift30_50", "proportions64_drift40_60",
-    ]  # fmt: skip
-    assert Supervision("proportions", 8, (0.1, 0.4), -0.05).name == "proportions8_under5_drift10_40"
-    assert all(re.fullmatch("[a-z][a-z0-9_]*", one.name) for one in EVERY)
-
-
-def test_supervision_makes_tasks_of_its_size(samples):
-    family = JetTasks(samples, jets_protocol.test_domains()["400"], "test", 1, 6, View("particles"))
-    labels = Supervision("labels", 3).tasks(family, [0, 0], generator(0))
-    assert labels.support.y.tolist() == [[0] * 3 + [1] * 3] * 2 and labels.query.y.tolist() == [[0] * 6 + [1] * 6] * 2
-    for kind in ("proportions", "mixture"):
-        bags = Supervision(kind, 10).tasks(family, [0, 0], generator(0))
-        torch.testing.assert_close(bags.support.y, torch.tensor([[0.2] * 10 + [0.8] * 10] * 2))
-        assert bags.support.x.shape == (2, 20, 40, 3) and bags.query.y.tolist() == labels.query.y.tolist()
-
-
-def test_wrong_shares_are_said_of_the_same_jets(samples):
-    family = JetTasks(samples, jets_protocol.test_domains()["400"], "test", 1, 6, View("particles"))
-    right = Supervision("proportions", 10).tasks(family, [0], generator(0))
-    for offset, stated in ((0.1, (0.3, 0.9)), (-0.05, (0.15, 0.75)), (0.4, (0.6, 1.0)), (-0.4, (0.0, 0.4))):
-        wrong = Supervision("proportions", 10, offset=offset).tasks(family, [0], generator(0))
-        assert torch.equal(wrong.support.x, right.support.x) and torch.equal(wrong.query.x, right.query.x)
-        torch.testing.assert_close(wrong.support.y[0, ::10], torch.tensor(stated))
-    drifted = Supervision("proportions", 10, (0.3, 0.5)).tasks(family, [0], generator(0))
-    torch.testing.assert_close(drifted.support.y[0, ::10], torch.tensor([0.3, 0.5]))
-
-
-# ---------------------------------------- domains
-
-
-def test_the_test_is_elsewhere():
-    train, tuning, test = jets_protocol.training_domains(), jets_protocol.tuning_domains(), jets_protocol.test_domains()
-    assert len(set(train)) == len(train) == 27 and len(set(tuning)) == len(tuning) == 9
-    known = train + tuning
-    for where in ("400", "600"):
-        (domain,) = test[where]
-        assert jets.WINDOWS[domain.window] == int(where)
-        for part in ("window", "shower", "detector"):
-            assert getattr(domain, part) not in {getattr(one, part) for one in known}, part
-    every = [domain for some in test.values() for domain in some]
-    assert {domain.detector for domain in every}.isdisjoint(domain.detector for domain in known)
-    assert {one.detector for one in tuning}.isdisjoint(one.detector for one in train)
-    assert {one.signal for one in known} == {"W"}
-
-
-def test_groups_of_the_test():
-    test = jets_protocol.test_domains()
-    assert list(test) == [*WINDOWS, "wt", "z", "top", "train", "vincia"]
-    assert {name: (some[0].signal, some[0].shower, len(some)) for name, some in test.items()} == {
-        name: ("W", "monash", 1) for name in WINDOWS
-    } | {
-        "wt": ("WT", "monash", 5), "z": ("Z", "monash", 5), "top": ("top", "monash", 3),
-        "train": ("W", "fsr-one", 5), "vincia": ("W", "vincia", 5),
-    }  # fmt: skip
-    assert [domain.window for domain in test["top"]] == [2, 3, 4]
+# ---------------------------------------- networks and methods
 
 
 def test_every_split_has_jets_of_its_own(samples):
     found = training(samples)
-    assert [family.split for family in (found.family, found.tuning, found.test)] == ["train", "validation", "test"]
+    assert [family.split for family in (found.family, found.tuning, found.test.family)] == [
+        "train",
+        "validation",
+        "test",
+    ]
     for name, some in jets_protocol.test_domains().items():
-        assert tuple(found.test.domains[at] for at in found.groups[name]) == some
+        assert tuple(found.test.family.domains[at] for at in found.test.groups[name]) == some
     matrix = MatrixTraining(Matrix("tiny", batch=5, shots=2, test_queries=20, tuning_queries=10), samples, CPU)
     assert {family.split for family in matrix.families} == {"train"}
     assert (matrix.tuning.split, matrix.test.split) == ("validation", "test")
-
-
-# ---------------------------------------- networks and methods
 
 
 def test_taggers_judge_jets_one_by_one():
@@ -344,7 +247,7 @@ def test_bags_of_training_have_their_shares(samples):
 
 def judged(samples, kind="labels"):
     """Two taggers and three tasks in float64, so that no rounding puts one jet before another."""
-    tasks = Supervision(kind, 5).tasks(training(samples).test, [0, 2, 4], generator(0))
+    tasks = Supervision(kind, 5).tasks(training(samples).test.family, [0, 2, 4], generator(0))
     tasks = Tasks(*(Examples(x.double(), y.double() if y.is_floating_point() else y) for x, y in tasks))
     return stacked([DeepSets(hidden=6).init(generator(s), torch.float64) for s in range(2)]), tasks
 
@@ -404,24 +307,12 @@ def test_a_trained_tagger_ranks_the_signal_above_qcd(samples, eager):
     for _ in range(60):
         gradient, _ = found.gradient(theta, draws, 0)
         theta = {name: value - 3 * gradient[name] for name, value in theta.items()}
-    tasks, _ = found.test_tasks(Supervision("labels", 3), 1, 0)
+    tasks, _ = found.test.given(Supervision("labels", 3), 1, 0)
     area, half, third = found.judge(found.learner, theta, tasks, (0,)).mean((0, 1, 2))
     assert area > 0.9 and third <= half < 0.1
 
 
 # ---------------------------------------- evaluation
-
-
-def test_test_tasks_are_the_same_every_time_and_come_from_every_domain(samples):
-    found = training(samples)
-    tasks, domain = found.test_tasks(Supervision("labels", 5), 3, 1)
-    again, _ = found.test_tasks(Supervision("labels", 5), 3, 1)
-    assert torch.equal(tasks.query.x, again.query.x) and len(tasks.query.y) == len(domain) == 5 * 3 + 23
-    assert domain.tolist() == [at for at in range(5) for _ in range(3)] + list(range(5, 28))
-    _, windows = found.test_tasks(Supervision("labels", 5), 1, 0)
-    assert windows.tolist() == [0, 1, 2, 3, 4]
-    _, most = found.test_tasks(Supervision("proportions", 10), 1, 1)
-    assert most.tolist() == list(range(23))  # of 28 jets with the other shower 20 are queries: too few are left
 
 
 def test_rate_and_steps_are_the_best_of_the_grid(samples):
@@ -592,24 +483,6 @@ def test_evaluation_of_the_matrix(matrix):
 # ---------------------------------------- cuts
 
 
-def seen(mass, tau21):
-    mass, tau21 = (torch.as_tensor(values, dtype=torch.float32) for values in (mass, tau21))
-    return Observables(torch.full_like(mass, 300), mass, tau21)
-
-
-def test_the_likelihood_ratio_of_known_counts(monkeypatch):
-    """27 domains with four jets of each process; one is added to every cell."""
-    cuts = CutsMeasured(Cuts("x", bins=2), None, CPU)
-
-    def few(domain, process, split):
-        assert split == "train" and domain in jets_protocol.training_domains()
-        return seen([100, 100, 100, 10], [0.1] * 4) if process == "W" else seen([100, 10, 10, 10], [0.1, 0.1, 0.1, 0.9])
-
-    monkeypatch.setattr(cuts, "seen", few)
-    expected = [28 / 55, 1 / 28, 82 / 28, 1]  # light or heavy, small or large ratio
-    torch.testing.assert_close(cuts.likelihood(), torch.tensor(expected, dtype=torch.float64).log())
-
-
 def test_cuts_on_the_fakes(samples):
     cuts = CutsMeasured(Cuts("x", parts=4), samples, CPU)
     assert cuts.init(generator(0)) == {} and cuts.gradient({}, generator(0), 0)[0] == {}
@@ -623,12 +496,6 @@ def test_cuts_on_the_fakes(samples):
         assert metrics[f"auc_mean_{cut}"].value == pytest.approx(mean)
         assert metrics[f"rejection_vincia_{cut}"].value == pytest.approx(7)  # none of a part's seven passes
     assert list(metrics)[0] == "auc_mean_window" and metrics == cuts.evaluate({})
-
-
-def test_parts_are_dealt(samples):
-    cuts = CutsMeasured(Cuts("x", parts=2), samples, CPU)
-    background, signal = torch.tensor([0.0, 10, 1, 11]), torch.tensor([5.0, 5, 6, 6])
-    assert cuts._quality(background, signal).tolist() == [[1, 0.5, 0.5], [0, 1, 1]]
 
 
 # ---------------------------------------- all together

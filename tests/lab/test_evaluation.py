@@ -9,14 +9,24 @@ import torch
 from families import case
 from refusals import refused
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from helpers import losses
 from helpers.errors import UserError
-from helpers.lab.evaluation import PREDICTED, Predictor, accuracies, adaptation_curve, one_by_one
+from helpers.lab.evaluation import (
+    PREDICTED,
+    Predictor,
+    accuracies,
+    adaptation_curve,
+    curves_of_seeds,
+    one_by_one,
+    outcomes,
+)
 from helpers.lab.statistics import Interval, auc, background_efficiency, interval, over_seeds, student
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
 from helpers.models.convnet import ConvNet
+from helpers.models.layers import stacked
 from helpers.models.mlp import MLP
 from helpers.runtime import generator
 from helpers.tasks.batches import minibatches
@@ -34,6 +44,17 @@ def few_shot(n_tasks=5):
 
 def task(tasks, i):
     return Tasks(*(Examples(part.x[i], part.y[i]) for part in tasks))
+
+
+def test_curves_of_seeds_are_those_of_each():
+    learner = GradientDescent(MLP((1, 4, 1)), losses.mean_squared_error, 0.1, 1)
+    each = [learner.init(generator(seed)) for seed in range(2)]
+    tasks = tree_map(lambda t: t.unflatten(0, (2, 3)), Sinusoids().sample(6, generator(0)))
+    found = curves_of_seeds(learner, stacked(each), tasks, (0, 2), losses.mean_squared_error)
+    assert found.shape == (2, 2, 3)
+    for s in range(2):
+        own = tree_map(lambda t, s=s: t[s], tasks)
+        torch.testing.assert_close(found[s], outcomes(learner, each[s], own, (0, 2), losses.mean_squared_error))
 
 
 def test_interval_by_hand():

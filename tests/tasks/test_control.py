@@ -338,6 +338,15 @@ def test_losses_by_hand():
     assert Reacher().loss(path, goal).item() == pytest.approx(50 + 2.5 + 1e-4 * 0.5)
 
 
+def test_how_far_from_the_goal_by_hand():
+    assert PointMass().distance(torch.tensor([3.0, 4.0, 9.0, 9.0]), torch.zeros(2)).item() == 5.0
+    arm = Reacher()
+    state = torch.tensor([math.pi, 0.0, 1.0, 1.0])  # stretched out, to the other side
+    assert arm.distance(state, torch.zeros(2)).item() == pytest.approx(2 * (arm.upper + arm.tip))
+    way = torch.tensor([[-0.5, 0.0], [0.3, 0.1], [-0.9, 0.0]])
+    assert MountainCar().gap(Trajectory(way, torch.zeros(2, 1))).item() == pytest.approx(0.2)
+
+
 def test_mountain_car_goals_are_states():
     """Full force back for 15 steps, then forwards, meets both to the four digits that the public code gives."""
     car, state, path = MountainCar(), MountainCar().reset(1, generator(0), torch.float64)[0], []

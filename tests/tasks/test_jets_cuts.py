@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
+from helpers.tasks.jets import cuts, protocol
 from helpers.tasks.jets.cuts import cells, mass_window
 from helpers.tasks.jets.substructure import Observables
 
@@ -23,3 +26,16 @@ def test_the_cut_prefers_the_window_then_small_ratios():
 
 def test_cells_of_mass_and_ratio():
     assert cells(seen([0, 39, 41, 159, 500, 80], [0.0, 0.3, 0.6, 0.99, 1.0, 0.1]), 4).tolist() == [0, 1, 6, 15, 15, 8]
+
+
+def test_the_likelihood_ratio_of_known_counts(monkeypatch):
+    """27 domains with four jets of each process; one is added to every cell."""
+
+    def few(samples, domain, process, split):
+        assert split == "train" and domain in protocol.training_domains()
+        return seen([100, 100, 100, 10], [0.1] * 4) if process == "W" else seen([100, 10, 10, 10], [0.1, 0.1, 0.1, 0.9])
+
+    monkeypatch.setattr(cuts, "seen", few)
+    expected = [28 / 55, 1 / 28, 82 / 28, 1]  # light or heavy, small or large ratio
+    found = cuts.likelihood_ratio(SimpleNamespace(codes=torch.zeros(1)), 2)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).log())

@@ -22,7 +22,6 @@ from helpers.estimators.implicit import ImplicitGradient
 from helpers.experiments import (
     imaml,
     jets,
-    jets_cuts,
     jets_matrix,
     maml,
     ml3,
@@ -43,7 +42,7 @@ from helpers.tasks.episodes import FewShot
 from helpers.tasks.families import SPLITS, SinusoidFamilies
 from helpers.tasks.frequencies import Frequencies
 from helpers.tasks.images import ImageClasses
-from helpers.tasks.jets import protocol
+from helpers.tasks.jets import cuts, protocol
 from helpers.tasks.jets.tasks import JetTasks
 from helpers.tasks.names import LanguageTasks
 from helpers.tasks.sinusoid import Sinusoids
@@ -195,11 +194,7 @@ class Spy:
                     found.support.x.sum((-1, -2)), frozenset((of.split, of.domains[i]) for i in chosen)
                 ),
             )  # fmt: skip
-        self._watch(
-            jets_cuts.CutsMeasured,
-            "seen",
-            lambda found, of, domain, process, split: Draw(frozenset({split}), frozenset()),
-        )
+        self._watch(cuts, "seen", lambda found, samples, domain, process, split: Draw(frozenset({split}), frozenset()))
         for env in (PointMass, Reacher):
             self._watch(env, "goals", lambda found, *_: _numbers(found))
         self._watch(Reacher, "reset", lambda found, *_: _numbers(found))
@@ -225,7 +220,7 @@ class Spy:
         self._phase(imaml.OmniglotTraining, "draw", lambda *args: TRAIN if imaml.WATCH_SEED in args[2:] else TEST)
         self._phase(jets_matrix.MatrixTraining, "areas", lambda *args: TUNE if args[-1] != protocol.TEST_SEED else TEST)
         self._phase(nested.Training, "curves", lambda run, theta, split, *_: TUNE if split == "validation" else TEST)
-        self._phase(jets_cuts.CutsMeasured, "likelihood", TRAIN)
+        self._phase(cuts, "likelihood_ratio", TRAIN)
 
     def _measure_nothing(self) -> None:
         """Zeros for everything that is measured."""
@@ -242,9 +237,6 @@ class Spy:
 
         def judge(judge, learner, theta, tasks, steps):
             return torch.rand(len(next(iter(theta.values()))), len(tasks.query.y), len(steps), 3)
-
-        def score(run, start, tasks, steps, rate):
-            return torch.zeros(len(steps), len(tasks.query.x))
 
         def translated(of, theta, codes, shots, rate, steps):
             of.taken_apart(codes, max(1, shots))
@@ -272,7 +264,7 @@ class Spy:
             ),
             (ml3_study, "descended", descended),
             (Judge, "__call__", judge),
-            (paradigms.WayTraining, "score", score),
+            (evaluation, "outcomes", curve),
             (Translating, "translated", translated),
             (nested, "meta_training", meta_training),
             (nested.Training, "_seconds", lambda *_: {}),

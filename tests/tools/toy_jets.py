@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from helpers.runtime import generator
@@ -13,6 +18,16 @@ SAMPLES = [(p, s, "train") for s in ("fsr-half", "fsr-one") for p in ("W", "QCD"
     ("W", "monash", "test"),
     ("QCD", "monash", "test"),
 ]
+
+
+SCALES = ("fsr-half", "fsr-one", "fsr-two")
+EVERYWHERE = [  # process, shower, split, jets in a window
+    *((process, shower, "train", 30) for shower in SCALES for process in ("QCD", "W")),
+    *((process, shower, "validation", 30) for shower in SCALES for process in ("QCD", "W")),
+    *((process, "monash", "test", 40) for process in ("QCD", "W", "WT", "Z", "top")),
+    *((process, "fsr-one", "test", 40) for process in ("QCD", "W")),
+    *((process, "vincia", "test", 28) for process in ("QCD", "W")),
+]  # fmt: skip
 
 
 def crowd(n: int, seed: int = 0, count: int = jets.PARTICLES) -> torch.Tensor:
@@ -41,3 +56,28 @@ def arrays() -> dict[str, np.ndarray]:
             (("process", jets.PROCESSES), ("shower", jets.SHOWERS), ("split", jets.SPLITS))
         )
     }  # fmt: skip
+
+
+def arrays_everywhere():
+    """What a simulation might have made: jets of 255 GeV, whatever their window; two prongs at 80 GeV, one at 40."""
+    five = len(jets.WINDOWS) - 1
+    count = np.array([each for *_, each in EVERYWHERE])
+    particles = crowd(five * count.sum())
+    particles[..., 0] *= 255 / particles[..., 0].sum(1, keepdim=True)
+    qcd = torch.tensor([sample[0] == "QCD" for sample in EVERYWHERE]).repeat_interleave(torch.tensor(five * count))
+    particles[qcd, :, 1:] *= 0.5
+    window = np.concatenate([np.repeat(jets.WINDOWS[:-1], each) for each in count])
+    made = dict.fromkeys(("rapidity", "mass", "tau21", "tau32"), np.zeros(len(window)))
+    for i, (name, known) in enumerate((("process", jets.PROCESSES), ("shower", jets.SHOWERS), ("split", jets.SPLITS))):
+        made[name] = np.repeat([known.index(sample[i]) for sample in EVERYWHERE], five * count)
+    return made | {"particles": particles.double().numpy(), "pt": window + 25.0}
+
+
+@contextmanager
+def everywhere(folder: Path) -> Iterator[jets.JetSamples]:
+    """Jets of every domain, prongs of QCD half as far apart, loaded from where the shipped file would be."""
+    (folder / "data").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METABOOK_ROOT", str(folder))
+        jets.home().write_bytes(jets.pack(arrays_everywhere(), {"samples": []}))
+        yield jets.load()

@@ -17,7 +17,6 @@ from helpers.lab.evaluation import accuracies, accuracy_curve
 from helpers.lab.few_shot import FewShotRun, OnOmniglot
 from helpers.lab.statistics import Tolerance, chosen
 from helpers.learners.proximal import HessianFree, Proximal
-from helpers.models.convnet import ConvNet
 from helpers.numerics import tracing
 from helpers.numerics.solvers import conjugate_gradient
 from helpers.tasks.batches import drawn
@@ -113,12 +112,11 @@ class Omniglot(OnOmniglot):
     def learner(self) -> Proximal:
         """Network, loss and inner loop."""
         # The first weights of the released code are √3 times Xavier's: with normalisation, a third of the curvature.
-        images = {"channels": self.channels, "size": self.size}
-        ends = {"flatten": True, "affine": True, **images}
+        ends = {"flatten": True, "affine": True}
         model = {
-            "maml": ConvNet(self.ways, **images),
-            "released": ConvNet(self.ways, head_scale=None, gain=3**0.5, **ends),
-            "norm-last": ConvNet(self.ways, head_scale=0.0, norm_last=True, **ends),
+            "maml": self.convnet(),
+            "released": self.convnet(head_scale=None, gain=3**0.5, **ends),
+            "norm-last": self.convnet(head_scale=0.0, norm_last=True, **ends),
         }[self.network]
         settings = {"strength": self.strength, "query_sets": self.query_sets}
         if self.solver == "hessian-free":

@@ -21,7 +21,6 @@ from helpers.lab.few_shot import OnGlyphs
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchAdam
 from helpers.learners.proximal import Proximal
-from helpers.models.convnet import ConvNet
 from helpers.models.layers import subtree_of
 from helpers.numerics import tracing
 from helpers.numerics.solvers import conjugate_gradient
@@ -95,8 +94,7 @@ class Comparison(OnGlyphs):
 
     def learner(self) -> GradientDescent:
         """The network with all its parameters adapted, and the method's inner loop."""
-        images = {"channels": self.channels, "size": self.size}
-        model = ConvNet(self.ways, filters=self.filters, flatten=True, affine=True, **images)
+        model = self.convnet(filters=self.filters, flatten=True, affine=True)
         settings = (model, losses.cross_entropy, self.inner_rate, self.inner_steps)
         if self.method in ("imaml", "released"):
             return Proximal(*settings, strength=self.strength)

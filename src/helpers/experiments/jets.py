@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
 from helpers.errors import UserError
@@ -15,13 +14,12 @@ from helpers.experiments.jets_frame import TaggersExperiment
 from helpers.experiments.jets_matrix import Matrix
 from helpers.fields import among
 from helpers.lab import seeds, statistics
-from helpers.lab.experiment import Run
 from helpers.lab.ranking import Judge, best, named
+from helpers.lab.seeds import BegunAlike
 from helpers.lab.statistics import Interval, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.learners.minibatch import MinibatchDescent
 from helpers.learners.proximal import Proximal
-from helpers.models.layers import stacked
 from helpers.models.taggers import tagger
 from helpers.numerics import tracing
 from helpers.tasks import jets
@@ -29,7 +27,6 @@ from helpers.tasks.batches import merge_support_query, minibatches
 from helpers.tasks.jets.detector import View
 from helpers.tasks.jets.protocol import (
     DRIFTED,
-    EDGES,
     LABELS,
     LOSSES,
     MIXTURES,
@@ -37,8 +34,8 @@ from helpers.tasks.jets.protocol import (
     SHARES,
     TEST_SEED,
     WRONG,
+    JudgedJets,
     Supervision,
-    test_domains,
     training_domains,
     tuning_domains,
 )
@@ -134,48 +131,28 @@ class Tagging(TaggersExperiment):
         return TaggingTraining(self, jets.load().to(device), device)
 
 
-class TaggingTraining(Run):
+class TaggingTraining(BegunAlike):
     """A method on one device."""
 
     def __init__(self, experiment: Tagging, samples: JetSamples, device: torch.device) -> None:
-        e = self.experiment = experiment
-        self.device, self.learner = device, e.learner()
+        super().__init__(experiment, device)
+        e = experiment
         self.family = JetTasks(samples, training_domains(), "train", e.shots, e.queries, e.view)
         self.tuning = JetTasks(samples, tuning_domains(), "validation", 1, e.tuning_queries, e.view)
-        self.groups, every = {}, []
-        for name, some in test_domains().items():
-            self.groups[name] = range(len(every), len(every) + len(some))
-            every += some
-        self.test = JetTasks(samples, every, "test", 1, e.test_queries, e.view)
+        self.test = JudgedJets(samples, e.test_queries, e.view)
         self.judge = Judge()
         if e.method == "imaml":
-            self.estimator, self.alone = estimators.ImplicitGradient(by=tracing.traced), True
+            self.estimator = seeds.in_turn(self.watching(estimators.ImplicitGradient(by=tracing.traced)))
         else:
             found = {"fomaml": estimators.fomaml, "reptile": estimators.reptile}
             self.estimator = tracing.traced(seeds.side_by_side(found.get(e.method, estimators.maml)))
-            self.alone = False
-
-    def init(self, generator: torch.Generator) -> Params:
-        """θ ``[seeds, ...]``; seed s begins where it does in every method."""
-        e = self.experiment
-        return stacked(seeds.of_their_own(self.learner.init, e.seed, e.seeds, self.device))
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The estimator's gradient for every seed, on tasks of its own, and the mean query loss."""
-        e = self.experiment
-        if e.method == "scratch":
-            return {name: torch.zeros_like(value) for name, value in theta.items()}, torch.zeros((), device=self.device)
-        tasks = self.draw(generator)
-        if not self.alone:
-            gradient, values = self.estimator(self.learner, theta, tasks)
-            return gradient, values.mean()
-        found = []
-        for s in range(e.seeds):
-            self.check_clock()
-            one = {name: value[s] for name, value in theta.items()}
-            found.append(self.estimator(self.learner, one, tree_map(lambda t, s=s: t[s], tasks)))
-        gradients, values = zip(*found, strict=True)
-        return stacked(gradients), torch.stack(values).mean()
+        if self.experiment.method == "scratch":
+            return self.nothing(theta)
+        gradient, values = self.estimator(self.learner, theta, self.draw(generator))
+        return gradient, values.mean()
 
     def draw(self, generator: torch.Generator) -> Tasks:
         """A meta-batch of every seed, ``[seeds, meta_batch, ...]``, in the form in which the method wants it."""
@@ -194,30 +171,18 @@ class TaggingTraining(Run):
 
     # ------------------------------------ at test
 
-    def domains(self, draws: int, other: int) -> list[int]:
-        """Domains of the test tasks: ``draws`` times each window, ``other`` times each further domain."""
-        return [
-            at for name, some in self.groups.items() for at in some for _ in range(draws if name in EDGES else other)
-        ]
-
-    def test_tasks(self, supervision: Supervision, draws: int, other: int) -> tuple[Tasks, Tensor]:
-        """Tasks, the same on every call, and the domain of each."""
-        places = self.domains(draws, other)
-        needed = supervision.size + self.test.queries  # of each class; the small samples are too few for large bags
-        places = [at for at in places if self.test.available(at) >= needed]
-        generator = runtime.generator(TEST_SEED, self.device)
-        return supervision.tasks(self.test, places, generator), torch.tensor(places, device=self.device)
+    def areas(self, theta: Params, kind: str, tasks: Tasks) -> list[Tensor]:
+        """Areas under the ROC curve ``[seeds, tasks, test_steps]``, at each of the rates of the grid."""
+        e = self.experiment
+        return [self.judge(e.tested(kind, rate), theta, tasks, e.test_steps)[..., 0] for rate in e.test_rates]
 
     def tuned(self, theta: Params, supervision: Supervision) -> tuple[float, int]:
         """Inner rate and number of steps that are best on validation tasks, one choice for all seeds."""
         e = self.experiment
         every = range(len(self.tuning.domains))
         tasks = supervision.tasks(self.tuning, every, runtime.generator(TEST_SEED + 1, self.device))
-        grid = [
-            self.judge(e.tested(supervision.kind, rate), theta, tasks, e.test_steps)[..., 0].mean((0, 1))
-            for rate in e.test_rates
-        ]
-        return best(grid, e.test_rates, e.test_steps)
+        means = [areas.mean((0, 1)) for areas in self.areas(theta, supervision.kind, tasks)]
+        return best(means, e.test_rates, e.test_steps)
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """Areas under the ROC curve and background rejections, with intervals over the seeds.
@@ -237,12 +202,9 @@ class TaggingTraining(Run):
             metrics |= self._named(theta, supervision, supervision.name, rate, steps, e.test_draws, 1)
             metrics |= {f"rate_{supervision.name}": chosen(rate), f"steps_{supervision.name}": chosen(steps)}
             if supervision in LABELS:
-                tasks, _ = self.test_tasks(supervision, 2, 0)
-                grid = [
-                    self.judge(e.tested("labels", rate), theta, tasks, e.test_steps)[..., 0].mean(1)
-                    for rate in e.test_rates
-                ]
-                highest = torch.stack(grid, 1).flatten(1).max(1).values
+                tasks, _ = self.test.given(supervision, 2, 0)
+                means = [areas.mean(1) for areas in self.areas(theta, "labels", tasks)]
+                highest = torch.stack(means, 1).flatten(1).max(1).values
                 metrics[f"generous_auc_{supervision.name}"] = statistics.over_seeds(highest)
             if e.stress and supervision == PROPORTIONS[0]:
                 for other in WRONG + DRIFTED:
@@ -266,14 +228,10 @@ class TaggingTraining(Run):
     def _named(
         self, theta: Params, supervision: Supervision, how: str, rate: float, steps: int, draws: int, other: int
     ) -> dict[str, Interval]:
-        tasks, domain = self.test_tasks(supervision, draws, other)
+        tasks, groups = self.test.given(supervision, draws, other)
         found = self.judge(self.experiment.tested(supervision.kind, rate), theta, tasks, [steps])[:, :, 0]
-        where = {}
-        for name, some in self.groups.items():
-            rows = (domain >= some[0]) & (domain <= some[-1])
-            if rows.any():
-                where[name] = found[:, rows].mean(1)
-        return named(where, how, statistics.over_seeds)
+        means = {name: found[:, rows].mean(1) for name, rows in groups.items()}
+        return named(means, how, statistics.over_seeds)
 
 
 def experiments() -> list:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers import runtime
 from helpers.experiments.jets_frame import OnJets
 from helpers.lab import statistics
 from helpers.lab.experiment import Run
-from helpers.lab.ranking import named, ranking
+from helpers.lab.ranking import in_parts, named
 from helpers.lab.statistics import Interval
 from helpers.tasks import jets
-from helpers.tasks.jets.cuts import cells, mass_window
-from helpers.tasks.jets.protocol import TEST_SEED, test_domains, training_domains
+from helpers.tasks.jets import cuts
+from helpers.tasks.jets.protocol import test_domains
 from helpers.tasks.jets.samples import JetSamples
 from helpers.tasks.jets.tasks import Domain
 from helpers.types import Params
@@ -63,43 +62,25 @@ class CutsMeasured(Run):
         """An empty gradient, like θ, and a loss of 0."""
         return {}, torch.zeros((), device=self.device)
 
-    def seen(self, domain: Domain, process: str, split: str) -> jets.Observables:
-        """Mass and τ₂₁ of the measured jets of a process."""
-        rows = self.samples.select(process, domain.shower, split, domain.window)
-        generator = runtime.generator(TEST_SEED + 2, self.device)
-        return jets.observables(domain.detector(self.samples.particles(rows), generator))
-
-    def likelihood(self) -> Tensor:
-        """The logarithm of signal over background in every cell, over the domains of training."""
-        counts = torch.ones(2, self.experiment.bins**2, dtype=torch.float64, device=self.device)
-        for domain in training_domains():
-            for row, process in enumerate(("QCD", domain.signal)):
-                counts[row] += cells(self.seen(domain, process, "train"), self.experiment.bins).bincount(
-                    minlength=counts.shape[1]
-                )
-        background, signal = counts.log()
-        return signal - background
-
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """``auc_{where}_{cut}``, ``rejection_{where}_{cut}`` and ``rejection30_…``; ``cut`` is ``window`` or
         ``likelihood``, ``where`` a domain of :func:`~helpers.tasks.jets.protocol.test_domains`, or, for areas,
         ``mean`` of the windows. Intervals are over parts of the test jets."""
-        e, ratio, found = self.experiment, self.likelihood(), {"window": {}, "likelihood": {}}
-        for where, some in test_domains().items():
-            each = []
-            for domain in some:
-                pair = [self.seen(domain, process, "test") for process in ("QCD", domain.signal)]
-                scores = {"window": [mass_window(seen, e.low, e.high) for seen in pair]}
-                scores["likelihood"] = [ratio[cells(seen, e.bins)] for seen in pair]
-                each.append({cut: self._quality(*values) for cut, values in scores.items()})
-            for cut, places in found.items():
-                places[where] = torch.stack([one[cut] for one in each]).mean(0)
+        e, ratio = self.experiment, cuts.likelihood_ratio(self.samples, self.experiment.bins)
+        scores = {
+            "window": lambda seen: cuts.mass_window(seen, e.low, e.high),
+            "likelihood": lambda seen: ratio[cuts.cells(seen, e.bins)],
+        }
+        measured = {where: [self.seen(domain) for domain in some] for where, some in test_domains().items()}
         metrics = {}
-        for cut, places in found.items():
+        for cut, score in scores.items():
+            places = {
+                where: torch.stack([in_parts(*map(score, pair), e.parts) for pair in pairs]).mean(0)
+                for where, pairs in measured.items()
+            }
             metrics |= named(places, cut, statistics.interval)
         return metrics
 
-    def _quality(self, background: Tensor, signal: Tensor) -> Tensor:
-        """The ranking of every part, ``[parts, 3]``."""
-        parts = self.experiment.parts
-        return torch.stack([ranking(background[n::parts].double(), signal[n::parts].double()) for n in range(parts)])
+    def seen(self, domain: Domain) -> list[jets.Observables]:
+        """Mass and τ₂₁ of the background and of the signal of a domain of the test."""
+        return [cuts.seen(self.samples, domain, process, "test") for process in ("QCD", domain.signal)]

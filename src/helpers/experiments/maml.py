@@ -20,7 +20,6 @@ from helpers.lab.few_shot import FewShotRun, OnOmniglot
 from helpers.lab.statistics import Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.learners.multistep import MultiStepDescent, annealed
-from helpers.models.convnet import ConvNet
 from helpers.models.layers import subtree_of
 from helpers.models.mlp import MLP
 from helpers.numerics import tracing
@@ -69,10 +68,8 @@ class Omniglot(OnOmniglot):
 
     def learner(self) -> GradientDescent:
         """Network, loss and inner loop."""
-        conv = self.network == "conv"
         connected = MLP((self.channels * self.size**2, 256, 128, 64, 64, self.ways), norm=True)
-        images = {"channels": self.channels, "size": self.size}
-        model = ConvNet(self.ways, head_scale=self.head_scale, **images) if conv else connected
+        model = self.convnet(head_scale=self.head_scale) if self.network == "conv" else connected
         return GradientDescent(model, losses.cross_entropy, self.inner_rate, self.inner_steps)
 
     def at(self, learner: GradientDescent, iteration: int, device: torch.device) -> GradientDescent:
@@ -242,11 +239,8 @@ class SinusoidTraining(Run):
     def curves(self, theta: Params, tasks: Tasks, steps: Sequence[int], rate: float | None = None) -> Tensor:
         """Query error ``[steps, seeds, tasks]`` after each number of fine-tuning steps from θ; infinite for nan."""
         learner = self.learner if rate is None else self.learner.replace(rate=rate)
-
-        def curve(theta: Params, tasks: Tasks) -> Tensor:
-            return evaluation.adaptation_curve(learner, theta, tasks, steps, losses.mean_squared_error, chunk=None)
-
-        return vmap(curve)(theta, tasks).nan_to_num(torch.inf).transpose(0, 1)
+        found = evaluation.curves_of_seeds(learner, theta, tasks, steps, losses.mean_squared_error)
+        return found.nan_to_num(torch.inf).transpose(0, 1)
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Mean squared errors ``{kind}_mse_{steps}`` with intervals over seeds; each seed has test tasks of its own.

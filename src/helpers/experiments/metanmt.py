@@ -18,11 +18,11 @@ from helpers import runtime
 from helpers.estimators.equal_cost import METHODS, method
 from helpers.fields import among
 from helpers.lab import seeds
-from helpers.lab.experiment import Experiment, Run
+from helpers.lab.experiment import Experiment
+from helpers.lab.seeds import BegunAlike
 from helpers.lab.statistics import Interval, Tolerance, both_names, chosen, over_seeds
 from helpers.lab.translation import Translating, summary, together
 from helpers.learners.fine_tuning import FineTuning
-from helpers.models.layers import stacked
 from helpers.models.seq2seq import Seq2Seq, translation_loss
 from helpers.numerics.tracing import traced
 from helpers.tasks import names
@@ -120,29 +120,24 @@ class Translation(Experiment):
         return TranslationTraining(self, names.load(), device)
 
 
-class TranslationTraining(Run):
-    """A method with its seeds side by side: every tensor of θ has a leading axis of seeds."""
+class TranslationTraining(BegunAlike):
+    """A method on one device."""
 
     def __init__(self, experiment: Translation, library: Names, device: torch.device) -> None:
         e = self.experiment = experiment
-        self.device, self.model = device, e.model()
-        self.learner, estimator, size = method(e.method, self.model, translation_loss, e.batch, e.inner_rate, e.count)
+        self.device, model = device, e.model()
+        self.learner, estimator, size = method(e.method, model, translation_loss, e.batch, e.inner_rate, e.count)
         self.tasks = size.pop("tasks")
         self.family = LanguageTasks(library, e.sources, part="shown", seed=e.split_seed, **size)
         self.estimator = traced(seeds.side_by_side(estimator))
-        tuner = FineTuning(self.model, translation_loss, TEST_SEED)
+        tuner = FineTuning(model, translation_loss, TEST_SEED)
         self.judged = Translating(library, tuner, e.queries, e.split_seed, device)
-
-    def init(self, generator: torch.Generator) -> Params:
-        """One start a seed, each from a generator of its own that all methods share."""
-        e = self.experiment
-        return stacked(seeds.of_their_own(self.model.init, e.seed, e.seeds, self.device))
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The estimator's gradient for every seed, each on languages of its own, and the mean query loss."""
         e = self.experiment
         if e.method == "scratch":
-            return {n: torch.zeros_like(v) for n, v in theta.items()}, next(iter(theta.values())).new_zeros(())
+            return self.nothing(theta)
         numbers = torch.randint(2**62, (e.seeds,), generator=generator, device=generator.device).tolist()
         drawn = [self.family.sample(self.tasks, runtime.generator(number, self.device)) for number in numbers]
         support, query = (together(examples, self.device) for examples in zip(*drawn, strict=True))

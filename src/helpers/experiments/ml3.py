@@ -12,27 +12,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from helpers import runtime
-from helpers.experiments.ml3_study import (
-    TEST_SEED,
-    TUNING_SEED,
-    Metrics,
-    Ml3Experiment,
-    Training,
-    table,
-)
+from helpers.experiments.ml3_study import TEST_SEED, TUNING_SEED, Metrics, Ml3Experiment, Training, table
 from helpers.lab import statistics
 from helpers.lab.statistics import chosen
 from helpers.learners.learned import LossDescent, begun
+from helpers.learners.paths import landscapes
 from helpers.losses import LearnedLoss, mean_squared_error
 from helpers.models.mlp import MLP
 from helpers.models.physics import Frequency, InertiaNetwork
 from helpers.numerics.landscapes import downhill_share
 from helpers.tasks.control.motions import inertia_error, motions, seen_of_dynamics, torque_error
 from helpers.tasks.control.reacher import Reacher
-from helpers.tasks.frequencies import Frequencies, frequency_error, prediction_error, seen_of_frequency, waves
+from helpers.tasks.frequencies import Frequencies, frequency_error, prediction_error, seen_of_frequency, whole_waves
 from helpers.tasks.sinusoid import Sinusoids
 from helpers.types import Examples, Model, Params, Started, Tasks
 
@@ -156,28 +149,9 @@ class ShapedSine(Ml3Experiment):
         return begun(Frequency(), Frequencies(self.points, self.truths).sample(count, generator), generator)
 
     def landscape(self, theta: Params, truth: Tensor, omegas: Tensor) -> tuple[Tensor, Tensor]:
-        """The learned loss ``[seeds, truths, omegas]`` and the mean squared error ``[truths, omegas]`` over ω.
-
-        Args:
-            theta: ψ ``[seeds, ...]``.
-            truth: true frequencies ``[truths]``.
-            omegas: ``[omegas]``.
-        """
-        learner, x = self.learner(), torch.arange(-5.0, 5.0, 0.1, device=truth.device)[:, None]
-        wave = waves(truth[:, None, None], x.expand(len(truth), -1, -1))
-
-        def value(theta: Params, omega: Tensor, examples: Examples) -> Tensor:
-            outputs = learner.model({"omega": omega[None]}, examples.x)
-            return learner.learned(theta, examples.x, outputs, examples.y)
-
-        def plain(omega: Tensor, examples: Examples) -> Tensor:
-            return prediction_error(learner.model({"omega": omega[None]}, examples.x), examples.y)
-
-        with torch.no_grad():
-            over = vmap(vmap(value, (None, 0, None)), (None, None, 0))
-            return vmap(over, (0, None, None))(theta, omegas, wave), vmap(vmap(plain, (0, None)), (None, 0))(
-                omegas, wave
-            )
+        """The learned loss ``[seeds, truths, omegas]`` and the mean squared error ``[truths, omegas]`` over ω."""
+        points, tasks = {"omega": omegas[:, None]}, whole_waves(truth)
+        return landscapes(self.learner().replace(loss=prediction_error), theta, points, tasks)
 
     def judge(self, run: Training, theta: Params) -> Metrics:
         """``learned_basin``: share of the range from which going downhill ends within ``close`` of ω* = ``truth``;

@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 
 from helpers import runtime
-from helpers.experiments.ml3_study import (
-    TEST_SEED,
-    TUNING_SEED,
-    Metrics,
-    Ml3Experiment,
-    Training,
-    table,
-)
+from helpers.experiments.ml3_study import TEST_SEED, TUNING_SEED, Metrics, Ml3Experiment, Training, table
 from helpers.fields import among
 from helpers.lab import seeds
 from helpers.lab.statistics import chosen
@@ -103,12 +96,13 @@ class Car(Ml3Experiment):
         Kinds: ``ml3``; ``task``, the task's own loss at the best of several rates, with the extra information if the
         experiment has it; ``same``, for ``ml3`` from the policies of meta-training, where these are few."""
         m: Metrics = {}
-        env, learner, steps = self.env(), run.learner, self.test_steps
-        fresh = replace(self, policies=None)
+        env, steps, fresh = self.env(), self.test_steps, replace(self, policies=None)
         count = self.test_policies
         tests, others = (run.common(fresh.tasks(count, runtime.generator(s))) for s in (TEST_SEED, TUNING_SEED))
-        gap = partial(self.gap, env, learner)
         rate = run.tuned(theta, self.tuning_rates, others, min(10, max(steps)))
+
+        def gap(phi: Params, query: Examples) -> Tensor:
+            return env.gap(run.learner.model(phi, query.x)).mean()
 
         def enter(kind: str, gaps: Tensor) -> None:
             table(m, f"{kind}_reached", steps, (gaps <= self.arrived).double())
@@ -121,11 +115,6 @@ class Car(Ml3Experiment):
             enter("same", run.learned(theta, same, steps, gap))
         m["tuned_rate"] = chosen(rate)
         return {"reached": m["ml3_reached_2"]} | m
-
-    @staticmethod
-    def gap(env: MountainCar, learner: LossDescent, phi: Params, query: Examples) -> Tensor:
-        """What the farthest position lacks to the goal's, in the environment's units of length."""
-        return (env.goal[0] - learner.model(phi, query.x).states[..., 0].amax(-1)).mean()
 
 
 # ---------------------------------------- point mass and reacher
@@ -212,11 +201,8 @@ class Reaching(Ml3Experiment):
 
     def distance(self, phi: Params, query: Examples) -> Tensor:
         """Distance from the goal at the end, in m, in the true environment."""
-        env = self.env()
         last = self.learner().model(phi, query.x).states[..., -1, :]
-        if self.body == "mass":
-            return (last[..., :2] - query.y).norm(dim=-1).mean()
-        return (env.fingertip(last) - env.fingertip(query.y)).norm(dim=-1).mean()
+        return self.env().distance(last, query.y).mean()
 
     def judge(self, run: Training, theta: Params) -> Metrics:
         """``{kind}_distance_{updates}`` and ``{kind}_loss_{updates}`` at new goals.

@@ -16,7 +16,8 @@ from helpers.experiments.ml3_study import TOLERANCES
 from helpers.fields import among
 from helpers.lab import seeds, statistics
 from helpers.lab.evaluation import Course
-from helpers.lab.experiment import Experiment, Run
+from helpers.lab.experiment import Experiment
+from helpers.lab.seeds import SideBySide
 from helpers.learners.descent import RATE, GradientDescent
 from helpers.learners.paths import MinibatchLossDescent
 from helpers.losses import LearnedLoss
@@ -109,8 +110,8 @@ class Digits(Experiment):
         return DigitsTraining(self, train, test, device)
 
 
-class DigitsTraining(Run):
-    """An experiment with digits on one device."""
+class DigitsTraining(SideBySide):
+    """An experiment with digits on one device; θ are the learned losses."""
 
     def __init__(self, experiment: Digits, train: ImageClasses, test: ImageClasses, device: torch.device) -> None:
         e = self.experiment = experiment
@@ -124,10 +125,6 @@ class DigitsTraining(Run):
         ]
         self.estimator = traced(seeds.side_by_side(estimators.maml))
         self.course = Course()
-
-    def init(self, generator: torch.Generator) -> Params:
-        """θ ``[seeds, ...]``: the learned losses."""
-        return seeds.fresh(self.learner.init, self.experiment.seeds, generator)
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The meta-gradient of each seed on tasks of its own; the loss is the mean."""

@@ -20,7 +20,8 @@ from helpers.estimators.black_box import OneStep
 from helpers.experiments.ml3_study import TOLERANCES
 from helpers.fields import among
 from helpers.lab import seeds, statistics
-from helpers.lab.experiment import Experiment, Run
+from helpers.lab.experiment import Experiment
+from helpers.lab.seeds import SideBySide
 from helpers.lab.statistics import both_names, chosen
 from helpers.learners.learned import LossDescent
 from helpers.learners.ppo import tuned_ppo
@@ -125,17 +126,13 @@ class ModelFree(Experiment):
         return ModelFreeTraining(self, device)
 
 
-class ModelFreeTraining(Run):
-    """The model-free study on one device."""
+class ModelFreeTraining(SideBySide):
+    """The model-free study on one device; θ are learned losses, and no policies."""
 
     def __init__(self, experiment: ModelFree, device: torch.device) -> None:
-        self.experiment, self.device = experiment, device
-        self.env, self.learner = experiment.environment(), experiment.learner()
+        super().__init__(experiment, device)
+        self.env = experiment.environment()
         self.step, self.one_step = tracing.traced(act), OneStep(self.learner)
-
-    def init(self, generator: torch.Generator) -> Params:
-        """θ ``[seeds, ...]``: learned losses, and no policies."""
-        return seeds.fresh(self.learner.init, self.experiment.seeds, generator)
 
     def policies(self, count: int, generator: torch.Generator) -> Params:
         """Fresh policies ``[seeds, count, ...]``."""

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses
 from helpers.lab import seeds, statistics
-from helpers.lab.experiment import Experiment, Run
+from helpers.lab.experiment import Experiment
+from helpers.lab.seeds import SideBySide
 from helpers.lab.statistics import Tolerance
 from helpers.learners.learned import LossDescent, begun
 from helpers.learners.paths import along, descended
@@ -76,11 +77,11 @@ class Ml3Experiment(Experiment):
         return Training(self, device)
 
 
-class Training(Run):
-    """A study on one device; every parameter of θ carries a leading seed axis."""
+class Training(SideBySide):
+    """A study on one device; θ are the parameters ψ of learned losses."""
 
     def __init__(self, experiment: Ml3Experiment, device: torch.device) -> None:
-        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
+        super().__init__(experiment, device)
         self.estimator = tracing.traced(self._seeds)
 
     def _seeds(self, theta: Params, tasks: Started) -> tuple[Params, Tensor]:
@@ -97,10 +98,6 @@ class Training(Run):
     def bound(self, theta: Params, learner: LossDescent) -> LossDescent:
         """The learner of one seed, where θ holds more than its loss."""
         return learner
-
-    def init(self, generator: torch.Generator) -> Params:
-        """Fresh parameters ψ of the learned loss, one set a seed: ``[seeds, ...]``."""
-        return seeds.fresh(self.learner.init, self.experiment.seeds, generator)
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The meta-gradient of every seed on tasks of its own, and the mean task loss after the inner loop."""

@@ -7,8 +7,6 @@ of MAML on a family's tasks make it a good one for that family (the third level)
 
 from __future__ import annotations
 
-import math
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +19,10 @@ from torch.utils._pytree import tree_map
 from helpers import estimators, losses, runtime
 from helpers.estimators.nested import MetaLearner, evaluations
 from helpers.fields import AT_LEAST_0, among, limited
-from helpers.lab import seeds, statistics
-from helpers.lab.break_even import first_below
-from helpers.lab.experiment import Experiment, Run
+from helpers.lab import break_even, seeds, statistics
+from helpers.lab.experiment import Experiment
 from helpers.lab.meta_training import meta_training
+from helpers.lab.seeds import SideBySide
 from helpers.lab.statistics import Interval, Tolerance, chosen
 from helpers.learners.descent import GradientDescent
 from helpers.models.mlp import MLP
@@ -143,23 +141,19 @@ class NestedExperiment(Experiment):
         return Training(self, device)
 
 
-class Training(Run):
+class Training(SideBySide):
     """One start on one device; small matrix products, so that programs are recorded but not compiled."""
 
     def __init__(self, experiment: NestedExperiment, device: torch.device) -> None:
-        self.experiment, self.device = experiment, device
-        self.learner, self.train = experiment.learner(), experiment.family()
+        super().__init__(experiment, device)
+        self.train = experiment.family()
         self.estimator = tracing.traced(seeds.side_by_side(estimators.maml))
-
-    def init(self, generator: torch.Generator) -> Params:
-        """θ with keys such as ``linear1.weight`` ``[seeds, in, out]``."""
-        return seeds.fresh(self.learner.init, self.experiment.seeds, generator)
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """The gradient of the kind, on fresh families; the loss is averaged over seeds."""
         experiment = self.experiment
         if experiment.kind == "random":
-            return tree_map(torch.zeros_like, theta), torch.zeros((), device=self.device)
+            return self.nothing(theta)
         count = experiment.families
         families = seeds.apart(self.train.sample(experiment.seeds * count, generator), experiment.seeds, count)
         if experiment.kind == "third":
@@ -202,9 +196,7 @@ class Training(Run):
 
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """Meta-test losses ``loss_{n}`` after n iterations on a new family, ``shifted_loss_{n}`` beyond the range of
-        training, ``iterations_to_{100 · level}`` with the share of seeds that got there, and what it all costs.
-
-        A level that a seed did not reach counts with the largest number of iterations, which is then a lower bound.
+        training, when levels are reached (:func:`~helpers.lab.break_even.reaching`), and what it all costs.
         """
         experiment = self.experiment
         validation = self.curves(theta, "validation", experiment.validation_families).mean((2, 3))
@@ -217,12 +209,7 @@ class Training(Run):
             curve = torch.stack([row[picked.index(b)] for row, b in zip(every, best, strict=True)])  # [measured, seeds]
             metrics |= statistics.by_steps(f"{prefix}loss", horizon, curve)
             if split == "test":
-                for level in experiment.levels:
-                    needed = [first_below(horizon, seed, level) for seed in curve.T.tolist()]
-                    reached = torch.tensor([math.isfinite(n) for n in needed]).double()
-                    capped = torch.tensor([min(n, horizon[-1]) for n in needed])
-                    metrics[f"iterations_to_{round(100 * level)}"] = statistics.over_seeds(capped)
-                    metrics[f"reached_{round(100 * level)}"] = statistics.over_seeds(reached)
+                metrics |= break_even.reaching(horizon, curve.T, experiment.levels)
         metrics |= {f"picked_{n}": chosen(b) for n, b in zip(horizon, best, strict=True)}
         metrics |= {f"evaluations_order_{d}": chosen(experiment.evaluations()[d]) for d in (1, 2, 3)}
         return metrics | {f"seconds_{what}": chosen(s) for what, s in self._seconds(theta).items()}
@@ -239,15 +226,7 @@ class Training(Run):
             "training": lambda: self.gradient(theta, generator, 0),
             "new_family": lambda: self.estimator(self.learner, theta, tasks),
         }
-        taken = {}
-        for what, once in both.items():
-            for _ in range(3):  # the first call records the program
-                once()
-            begin = time.process_time()
-            for _ in range(20):
-                once()
-            taken[what] = (time.process_time() - begin) / 20 / count
-        return taken
+        return {what: break_even.seconds_of(once) / count for what, once in both.items()}
 
 
 def experiments() -> list[NestedExperiment]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from helpers.models.layers import stacked, subtree
 from helpers.optimizers import search
 from helpers.optimizers.child_training import Outcome, Population
 from helpers.optimizers.children import Children
-from helpers.optimizers.controller import Controller, encoded, policy_gradient
+from helpers.optimizers.controller import Controller
 from helpers.optimizers.language import Expression, grammar, parse
 from helpers.tasks import small_images
 from helpers.types import Params
@@ -134,12 +133,7 @@ class SearchRun(Run):
             search.new_round(s, log, number, self.controllers(theta), population, self.cache, draws)
         log["done"] += 1
         gradient = {LOG + name: theta[LOG + name] - value for name, value in log.items()}
-        pieces = []
-        for arm, params in enumerate(self.controllers(theta)):
-            batch = encoded(grammar(s.depth), search.sequences(log["tokens"][number, arm]))
-            advantage = log["reward"][number, arm] - log["baseline"][number, arm]
-            old = log["log_probability"][number, arm]
-            pieces.append(policy_gradient(s.controller(), params, batch, old, advantage, s.clip, s.bonus)[0])
+        pieces = search.policy_gradients(s, log, number, self.controllers(theta))
         gradient |= {CONTROLLER + name: value for name, value in stacked(pieces).items()}
         return gradient, -log["reward"][number, : s.searches].mean()
 
@@ -151,20 +145,8 @@ class SearchRun(Run):
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """Rewards by method over the searches; children; and the best rules, trained again."""
         rows = self.table(theta)
-        rounds = 1 + max(row["round"] for row in rows)
-        late, searches = rounds - max(1, round(self.search.late * rounds)), range(self.search.searches)
-        metrics: dict[str, Interval] = {}
-        for method in search.METHODS:
-            own = [[row for row in rows if (row["method"], row["search"]) == (method, number)] for number in searches]
-            for name, choose in (
-                ("late_reward", lambda some: [row for row in some if row["round"] >= late]),
-                ("reward", lambda some: some),
-                ("early_reward", lambda some: [row for row in some if row["round"] < rounds - late]),
-                ("best", lambda some: search.best(some, 10)),
-            ):
-                metrics[f"{method}_{name}"] = over_seeds(
-                    torch.tensor([fmean(row["reward"] for row in choose(some)) for some in own])
-                )
+        found = search.rewards(rows, self.search.searches, self.search.late)
+        metrics = {name: over_seeds(torch.tensor(means)) for name, means in found.items()}
         trained = {row["rule"] for row in rows}
         metrics["children"] = chosen(float(len(trained)))
         metrics["proposals"] = chosen(float(len(rows)))

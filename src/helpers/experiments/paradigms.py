@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import grad_and_value
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
@@ -186,6 +186,11 @@ class ParadigmExperiment(OnImages):
         return WayTraining(self, device)
 
 
+def capped(errors: Tensor) -> Tensor:
+    """``FAILED`` in the place of errors that are larger or no numbers, so that a mean exists."""
+    return errors.nan_to_num(FAILED).clamp(max=FAILED)
+
+
 class WayTraining(Run):
     """A method on one device. θ holds one set of meta-parameters a seed, under ``0/``, ``1/`` …"""
 
@@ -197,7 +202,8 @@ class WayTraining(Run):
             self.train, self.valid, self.test = e.splits()
             self.images = self.train.to(device)
         self.sources = [self._source(s) for s in range(e.seeds)] if e.sources else []
-        self.ruled = isinstance(self.learner, LearnedDescent) and self.learner.rule is not None
+        ruled = isinstance(self.learner, LearnedDescent) and self.learner.rule is not None
+        self.rates = (0.0,) if ruled else e.rates
 
     def _source(self, number: int) -> CurveSources | ImageSources:
         """What transfer learns from: other functions for each seed; one script for each, or all scripts."""
@@ -216,9 +222,10 @@ class WayTraining(Run):
         images = {"train": self.images, "valid": self.valid, "test": self.test}[split]
         return FewShot(images, e.ways, shots, e.queries).sample(count, generator)
 
-    def _begun(self, tasks: Tasks, generator: torch.Generator) -> Tasks:
-        """With a start, where the method has none of its own."""
-        return started(self.learner.model, tasks, generator) if isinstance(self.learner, LearnedDescent) else tasks
+    def _begun(self, tasks: Tasks | Started, generator: torch.Generator) -> Tasks | Started:
+        """With a start, where neither the method nor the tasks have one."""
+        needed = isinstance(self.learner, LearnedDescent) and not isinstance(tasks, Started)
+        return started(self.learner.model, tasks, generator) if needed else tasks
 
     def judged(self, split: str, shots: int, count: int, shift: str | None = None) -> Tasks:
         """Validation or test tasks, the same for all methods and seeds; drawn on the CPU."""
@@ -252,7 +259,7 @@ class WayTraining(Run):
         """The meta-gradient of every seed, each on tasks of its own; what is not trained has none."""
         e = self.experiment
         if not theta:
-            return {}, torch.zeros((), device=self.device)
+            return self.nothing(theta)
 
         def one(seed: int, own: Params) -> tuple[Params, Tensor]:
             self.check_clock()
@@ -267,23 +274,24 @@ class WayTraining(Run):
 
     # ---- judging
 
-    def score(self, start: Params, tasks: Tasks, steps: tuple[int, ...], rate: float) -> Tensor:
-        """Mean squared error or accuracy ``[len(steps), tasks]`` of one seed's learner."""
-        measure = losses.accuracy if self.experiment.ways else losses.mean_squared_error
-        if isinstance(self.learner, Amortized):
+    def score(
+        self, start: Params, tasks: Tasks, steps: Sequence[int], rate: float, measure: Callable | None = None
+    ) -> Tensor:
+        """Mean squared error, at most ``FAILED``, or accuracy ``[len(steps), tasks]`` of one seed's learner; or another
+        measure, as it is."""
+        learner, usual = self.learner, losses.accuracy if self.experiment.ways else losses.mean_squared_error
+        if not isinstance(learner, Amortized):
+            learner = learner.replace(rate=rate, first_order=False)
+        found = evaluation.outcomes(learner, start, tasks, steps, measure or usual)
+        return found if measure else capped(found)
 
-            def one(task: Tasks) -> Tensor:
-                phi = self.learner.adapt(start, task.support)
-                return measure(self.learner.predict(phi, task.query.x), task.query.y)
-
-            values = vmap(one, chunk_size=25)(tasks)[None]
-        else:
-            learner = self.learner.replace(rate=rate, first_order=False)
-            values = evaluation.adaptation_curve(learner, start, tasks, steps, measure, chunk=25)
-        return values if self.experiment.ways else values.nan_to_num(FAILED).clamp(max=FAILED)
-
-    def _better(self, score: float, than: float) -> bool:
-        return score > than if self.experiment.ways else score < than
+    def scores(self, theta: Params, tasks: Tasks, *how: Any) -> Tensor:
+        """The scores of all seeds ``[seeds, len(steps), tasks]``; where the start is drawn, each draws another."""
+        found = []
+        for s in range(self.experiment.seeds):
+            begun = self._begun(tasks, runtime.generator(TEST_SEED + s, self.device))
+            found.append(self.score(self.start(theta, s), begun, *how))
+        return torch.stack(found)
 
     def settings(self, theta: Params, shots: int) -> tuple[int, float]:
         """Steps and rate that are best on the validation tasks, over all seeds."""
@@ -291,21 +299,11 @@ class WayTraining(Run):
         if e.method not in DESCENDING:
             return 0, 0.0
         tasks = self._begun(self.judged("valid", shots, e.validation_tasks), runtime.generator(TEST_SEED, self.device))
-        best, found = (0, 0.0), -math.inf if e.ways else math.inf
-        for rate in (0.0,) if self.ruled else e.rates:
-            scores = [self.score(self.start(theta, s), tasks, e.steps, rate).mean(1) for s in range(e.seeds)]
-            for steps, mean in zip(e.steps, torch.stack(scores).mean(0).tolist(), strict=True):
-                if self._better(mean, found):
-                    best, found = (steps, rate), mean
-        return best
-
-    def _over_seeds(self, theta: Params, tasks: Tasks, steps: int, rate: float) -> Tensor:
-        """Scores ``[seeds, tasks]``; where the start is drawn, each seed draws another."""
-        scores = []
-        for s in range(self.experiment.seeds):
-            begun = self._begun(tasks, runtime.generator(TEST_SEED + s, self.device))
-            scores.append(self.score(self.start(theta, s), begun, (steps,), rate)[0])
-        return torch.stack(scores)
+        grid = {}
+        for rate in self.rates:
+            means = self.scores(theta, tasks, e.steps, rate).mean(2).mean(0).tolist()
+            grid |= {(steps, rate): mean for steps, mean in zip(e.steps, means, strict=True)}
+        return (max if e.ways else min)(grid, key=grid.__getitem__)
 
     def training_loss(self, theta: Params) -> Interval:
         """Loss on the support set, the mean over the first ten steps: what a learned rule is trained for.
@@ -315,17 +313,11 @@ class WayTraining(Run):
         e = self.experiment
 
         def along(split: str, count: int, rate: float) -> Tensor:
-            tasks, found = self.judged(split, e.shots, count), []
-            for s in range(e.seeds):
-                begun = self._begun(tasks, runtime.generator(TEST_SEED + s, self.device))
-                learner = self.learner.replace(rate=rate, first_order=False)
-                own = begun._replace(query=begun.support)
-                steps = range(1, 11)
-                found.append(evaluation.adaptation_curve(learner, self.start(theta, s), own, steps, e.loss, chunk=25))
-            return torch.stack(found).mean(1).nan_to_num(FAILED).clamp(max=FAILED)  # [seeds, tasks]
+            tasks = self.judged(split, e.shots, count)
+            tasks = tasks._replace(query=tasks.support)
+            return capped(self.scores(theta, tasks, range(1, 11), rate, e.loss).mean(1))  # [seeds, tasks]
 
-        rates = (0.0,) if self.ruled else e.rates
-        best = min(rates, key=lambda rate: along("valid", e.validation_tasks, rate).mean().item())
+        best = min(self.rates, key=lambda rate: along("valid", e.validation_tasks, rate).mean().item())
         return statistics.over_runs(along("test", e.test_tasks, best))
 
     @property
@@ -345,7 +337,7 @@ class WayTraining(Run):
         for shots, (steps, rate) in choices.items():
             tasks = self.judged("test", shots, e.test_tasks)
             began = time.process_time()
-            scores = self._over_seeds(theta, tasks, steps, rate)
+            scores = self.scores(theta, tasks, (steps,), rate)[:, 0]
             seconds = (time.process_time() - began) / scores.numel()
             metrics[f"{self.kind}_{shots}"] = statistics.over_runs(scores)
             if shots == e.shots:
@@ -356,10 +348,10 @@ class WayTraining(Run):
         steps, rate = choices[e.shots]
         if e.method in DESCENDING:
             tasks = self.judged("test", e.shots, e.test_tasks)
-            metrics[f"{self.kind}_before"] = statistics.over_runs(self._over_seeds(theta, tasks, 0, 0.0))
+            metrics[f"{self.kind}_before"] = statistics.over_runs(self.scores(theta, tasks, (0,), 0.0)[:, 0])
         for shift in e.shifts():
             tasks = self.judged("test", e.shots, e.test_tasks, shift)
-            metrics[f"{self.kind}_{shift}"] = statistics.over_runs(self._over_seeds(theta, tasks, steps, rate))
+            metrics[f"{self.kind}_{shift}"] = statistics.over_runs(self.scores(theta, tasks, (steps,), rate)[:, 0])
         if e.method in ("optimizer", "scratch"):
             metrics[f"training_{e.shots}"] = self.training_loss(theta)
         metrics["parameters"] = chosen(float(sum(v.numel() for v in subtree_of(theta, "0").values())))
@@ -372,9 +364,8 @@ class WayTraining(Run):
         record = records.load(e.name, missing_ok=True)
         if record and record["config"] == checkpoints.configuration(e):  # choosing again takes minutes
             steps, rate = (records.metric(record, f"{name}_{e.shots}").value for name in ("steps", "rate"))
-            choice = int(steps), rate
         else:
-            choice = self.settings(theta, e.shots)
+            steps, rate = self.settings(theta, e.shots)
         tasks = tree_map(lambda t: t[: e.spot_tasks], self.judged("test", e.shots, e.test_tasks))
-        scores = self._over_seeds(theta, tasks, *choice)
+        scores = self.scores(theta, tasks, (int(steps),), rate)[:, 0]
         return {f"spot_{self.kind}_{e.shots}": statistics.over_runs(scores)}

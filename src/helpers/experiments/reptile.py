@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from helpers import estimators, losses, runtime
@@ -15,6 +14,7 @@ from helpers.lab import evaluation, seeds, statistics
 from helpers.lab.evaluation import PREDICTED, Predictor, minibatch_episodes
 from helpers.lab.experiment import Experiment, Run
 from helpers.lab.few_shot import FewShotExperiment, FewShotRun, OnOmniglot
+from helpers.lab.seeds import SideBySide
 from helpers.lab.statistics import Tolerance
 from helpers.learners.minibatch import MinibatchAdam, MinibatchDescent
 from helpers.models.convnet import ConvNet
@@ -33,7 +33,7 @@ BLOCK = 100  # test tasks that are drawn at once
 
 def network(e: FewShotExperiment) -> ConvNet:
     """The Omniglot network of the official code: scales and shifts are adapted, the last layer sees all positions."""
-    return ConvNet(e.ways, channels=e.channels, size=e.size, head_scale=None, flatten=True, affine=True)
+    return e.convnet(head_scale=None, flatten=True, affine=True)
 
 
 @dataclass(frozen=True)
@@ -275,16 +275,12 @@ class SineDemo(Experiment):
         return SineTraining(self, device)
 
 
-class SineTraining(Run):
+class SineTraining(SideBySide):
     """The sine study on one device."""
 
     def __init__(self, experiment: SineDemo, device: torch.device) -> None:
-        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
+        super().__init__(experiment, device)
         self.estimator = tracing.traced(seeds.side_by_side(estimators.reptile))
-
-    def init(self, generator: torch.Generator) -> Params:
-        """θ of every seed, tensors ``[seeds, ...]``."""
-        return seeds.fresh(self.learner.init, self.experiment.seeds, generator)
 
     def waves(self, count: int, generator: torch.Generator) -> Examples:
         """Whole waves ``[seeds * count, points, 1]``."""
@@ -306,15 +302,11 @@ class SineTraining(Run):
         support = tree_map(lambda t: t[:, 0], minibatches(wave, e.shots, 1, draws))
         tasks = tree_map(lambda t: t.to(self.device).unflatten(0, (e.seeds, e.test_tasks)), Tasks(support, wave))
 
-        def curve(theta: Params, tasks: Tasks) -> Tensor:
-            """Mean errors over the tasks ``[test_steps]``."""
-            loss = losses.mean_squared_error
-            return evaluation.adaptation_curve(self.learner, theta, tasks, e.test_steps, loss, chunk=None).mean(1)
-
         fresh = tree_map(lambda t: t.to(self.device), self.init(runtime.generator(e.seed)))
         metrics = {}
         for kind, start in (("reptile", theta), ("scratch", fresh)):
-            metrics |= statistics.by_steps(f"{kind}_mse", e.test_steps, vmap(curve)(start, tasks).T)
+            curves = evaluation.curves_of_seeds(self.learner, start, tasks, e.test_steps, losses.mean_squared_error)
+            metrics |= statistics.by_steps(f"{kind}_mse", e.test_steps, curves.mean(2).T)
         headline = f"reptile_mse_{max(e.test_steps)}"
         return {headline: metrics[headline]} | metrics
 

@@ -7,10 +7,15 @@ new family, ``iterations_to_{100 · level}``, and ``reached_{100 · level}``, th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
 
 from helpers.lab import records
 from helpers.lab.records import Record
+from helpers.lab.statistics import Interval, over_seeds
 
 
 def first_below(iterations: Sequence[int], curve: Sequence[float], level: float) -> float:
@@ -27,6 +32,33 @@ def first_below(iterations: Sequence[int], curve: Sequence[float], level: float)
             before, above = iterations[k - 1], curve[k - 1]
             return before + (n - before) * (above - level) / (above - value)
     return math.inf
+
+
+def reaching(iterations: Sequence[int], curves: Tensor, levels: Sequence[float]) -> dict[str, Interval]:
+    """When curves first reach levels, over seeds: ``iterations_to_{100 · level}`` and ``reached_{100 · level}``.
+
+    A level that a seed did not reach counts with the largest number of iterations, which is then a lower bound.
+
+    Args:
+        iterations: where the curves were measured, increasing.
+        curves: ``[seeds, len(iterations)]``.
+    """
+    metrics = {}
+    for level in levels:
+        needed = torch.tensor([first_below(iterations, curve, level) for curve in curves.tolist()])
+        metrics[f"iterations_to_{round(100 * level)}"] = over_seeds(needed.clamp(max=iterations[-1]))
+        metrics[f"reached_{round(100 * level)}"] = over_seeds(needed.isfinite().double())
+    return metrics
+
+
+def seconds_of(once: Callable[[], object], times: int = 20) -> float:
+    """Processor seconds of a call, the mean of several; the first ones, which record programs, do not count."""
+    for _ in range(3):
+        once()
+    begin = time.process_time()
+    for _ in range(times):
+        once()
+    return (time.process_time() - begin) / times
 
 
 def training_seconds(record: Record) -> float:

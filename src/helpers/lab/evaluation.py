@@ -18,6 +18,7 @@ from helpers.lab import checkpoints
 from helpers.lab.experiment import Experiment
 from helpers.lab.statistics import Interval, interval
 from helpers.learners.descent import GradientDescent
+from helpers.learners.feedforward import Amortized
 from helpers.learners.minibatch import MinibatchDescent
 from helpers.losses import accuracy, cross_entropy
 from helpers.numerics.tracing import traced
@@ -106,6 +107,50 @@ def adaptation_curve(
         some = tree_map(lambda t, begin=begin: t[begin : begin + size], tasks)
         curves.append(vmap(curve)(some))
     return torch.cat(curves).T
+
+
+def curves_of_seeds(
+    learner: GradientDescent,
+    theta: Params,
+    tasks: Tasks,
+    steps: Sequence[int],
+    metric: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The :func:`adaptation_curve` of several seeds, from θ ``[seeds, ...]`` on tasks ``[seeds, T, ...]``.
+
+    Returns:
+        ``[seeds, len(steps), T]``.
+    """
+
+    def curve(theta: Params, tasks: Tasks) -> Tensor:
+        return adaptation_curve(learner, theta, tasks, steps, metric, chunk=None)
+
+    return vmap(curve)(theta, tasks)
+
+
+def outcomes(
+    learner: GradientDescent | Amortized,
+    theta: Params,
+    tasks: Tasks,
+    steps: Sequence[int],
+    metric: Callable[[Tensor, Tensor], Tensor],
+    chunk: int = 25,
+) -> Tensor:
+    """As :func:`adaptation_curve`; of a learner that does not descend, whatever the steps, the one metric ``[1, T]``.
+
+    >>> import helpers
+    >>> from helpers.learners.feedforward import AsItIs, Neighbours
+    >>> tasks = helpers.Sinusoids().sample(3, helpers.generator(0))
+    >>> outcomes(Neighbours(AsItIs()), {}, tasks, (), helpers.mean_squared_error).shape
+    torch.Size([1, 3])
+    """
+    if not isinstance(learner, Amortized):
+        return adaptation_curve(learner, theta, tasks, steps, metric, chunk=chunk)
+
+    def one(task: Tasks) -> Tensor:
+        return metric(learner.predict(learner.adapt(theta, task.support), task.query.x), task.query.y)
+
+    return vmap(one, chunk_size=chunk)(tasks)[None]
 
 
 def accuracy_curve(

@@ -155,6 +155,10 @@ class Run(ABC):
         ``iteration`` counts from 0, for what changes in the course of training, such as an annealed inner rate.
         """
 
+    def nothing(self, theta: Params) -> tuple[Params, Tensor]:
+        """No gradient and no loss: of an iteration in which nothing is trained."""
+        return {name: torch.zeros_like(value) for name, value in theta.items()}, torch.zeros((), device=self.device)
+
     @abstractmethod
     def evaluate(self, theta: Params) -> dict[str, Interval]:
         """All metrics of the record, the headline first, on tasks that are the same on every call."""

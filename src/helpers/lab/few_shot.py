@@ -14,6 +14,7 @@ from helpers import estimators
 from helpers.errors import UserError
 from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Tolerance
+from helpers.models.convnet import ConvNet
 from helpers.numerics import tracing
 from helpers.tasks import folders
 from helpers.tasks.episodes import FewShot
@@ -83,6 +84,10 @@ class FewShotExperiment(OnImages):
         if self.own is None:
             return self.published(split)
         return self.own.classes(self.own.judged if split == "test" else split, self.ways)
+
+    def convnet(self, **settings: Any) -> ConvNet:
+        """The convolutional network for the images and the ways of the tasks."""
+        return ConvNet(self.ways, channels=self.channels, size=self.size, **settings)
 
     @property
     def tolerances(self) -> tuple[tuple[str, Tolerance], ...]:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from helpers import runtime
+from helpers.lab.experiment import Experiment, Run
 from helpers.models.layers import stacked, subtree_of
 from helpers.types import Estimator, Learner, Params, Tasks
 
@@ -25,6 +26,23 @@ def side_by_side(estimator: Estimator) -> Estimator:
         return vmap(partial(estimator, learner))(theta, tasks)
 
     return run
+
+
+def in_turn(estimator: Estimator) -> Estimator:
+    """As :func:`side_by_side`, of an estimator that cannot be mapped: one θ after the other."""
+
+    def run(learner: Learner, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
+        parts = zip(*(unstacked(tree) for tree in (theta, tasks)), strict=True)
+        gradients, losses = zip(*(estimator(learner, *part) for part in parts), strict=True)
+        return stacked(gradients), torch.stack(losses)
+
+    return run
+
+
+def unstacked(tree: Any) -> list[Any]:
+    """The parts of a tree of tensors along their first axis."""
+    count = len(tree_leaves(tree)[0])
+    return [tree_map(lambda t, at=at: t[at], tree) for at in range(count)]
 
 
 def fresh(init: Init, count: int, generator: torch.Generator) -> Params:
@@ -86,3 +104,24 @@ def few_starts(init: Init, few: int, many: int, count: int, generator: torch.Gen
     seed = torch.arange(count, device=device) // max(1, count // many) % many
     row = seed * few + torch.randint(few, (count,), generator=generator, device=device)
     return {name: value.to(device)[row] for name, value in pool.items()}
+
+
+class SideBySide(Run):
+    """A run whose θ is the learner's once for each seed, ``[seeds, ...]``: the outer step goes entry by entry, so that
+    training them together is training them apart."""
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
+
+    def init(self, generator: torch.Generator) -> Params:
+        """First parameters of all seeds, drawn one after the other."""
+        return fresh(self.learner.init, self.experiment.seeds, generator)
+
+
+class BegunAlike(SideBySide):
+    """Such a run, each of whose seeds begins where it does in every experiment with the same network."""
+
+    def init(self, generator: torch.Generator) -> Params:
+        """First parameters of all seeds, each drawn from a generator of its own."""
+        e = self.experiment
+        return stacked(of_their_own(self.learner.init, e.seed, e.seeds, self.device))

@@ -112,6 +112,27 @@ def descended(
     return descent(gradient, measure or learner.query_loss, tasks, steps, rate, optimizer)
 
 
+def landscapes(learner: LossDescent, theta: Params, points: Params, examples: Examples) -> tuple[Tensor, Tensor]:
+    """The learned loss and the task's own as functions of the parameters.
+
+    Args:
+        theta: of several learned losses, ``[seeds, ...]``.
+        points: parameters of the model, ``[n, ...]``.
+        examples: of T tasks.
+
+    Returns:
+        ``[seeds, T, n]``, and ``[T, n]``.
+    """
+
+    def learned(theta: Params, phi: Params, examples: Examples) -> Tensor:
+        return learner.learned(theta, examples.x, learner.model(phi, examples.x), examples.y)
+
+    with torch.no_grad():
+        over = vmap(vmap(learned, (None, 0, None)), (None, None, 0))
+        own = vmap(vmap(learner.query_loss, (0, None)), (None, 0))
+        return vmap(over, (0, None, None))(theta, points, examples), own(points, examples)
+
+
 @dataclass(frozen=True)
 class MinibatchLossDescent(LossDescent, MinibatchDescent):
     """Descent of a learned loss in which every inner step sees a minibatch of its own, as later when it is used.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from helpers.optimizers.child_training import Outcome, Population
 from helpers.optimizers.children import Children
-from helpers.optimizers.controller import Controller, encoded
+from helpers.optimizers.controller import Controller, encoded, policy_gradient
 from helpers.optimizers.evolution import Evolution
 from helpers.optimizers.language import Expression, grammar
 from helpers.types import Params
@@ -38,6 +39,8 @@ class SearchSettings(Protocol):
         proposals: rules a search proposes in a round.
         rounds: how many.
         ppo_steps: iterations of a round.
+        clip: PPO's clipping of the ratio.
+        bonus: weight of the entropy.
         baseline: decay of the moving average of rewards.
         depth: of the expressions.
         population, tournament: of the evolution.
@@ -48,6 +51,8 @@ class SearchSettings(Protocol):
     proposals: int
     rounds: int
     ppo_steps: int
+    clip: float
+    bonus: float
     baseline: float
     depth: int
     population: int
@@ -120,6 +125,17 @@ def new_round(
     log["baseline"][number] = now[:, None]
 
 
+def policy_gradients(search: SearchSettings, log: Log, number: int, controllers: Sequence[Params]) -> list[Params]:
+    """PPO's gradient for every search's controller, on what it proposed in one round of the log."""
+    found = []
+    for arm, params in enumerate(controllers):
+        batch = encoded(grammar(search.depth), sequences(log["tokens"][number, arm]))
+        advantage = log["reward"][number, arm] - log["baseline"][number, arm]
+        old = log["log_probability"][number, arm]
+        found.append(policy_gradient(search.controller(), params, batch, old, advantage, search.clip, search.bonus)[0])
+    return found
+
+
 def sequences(tokens: Tensor) -> list[list[int]]:
     """Token sequences of a part of the log ``[rules, length]``, without padding."""
     return [[int(token) for token in row if token >= 0] for row in tokens.tolist()]
@@ -160,6 +176,27 @@ def table(search: SearchSettings, log: Log) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return rows
+
+
+def rewards(rows: list[dict[str, Any]], searches: int, late: float) -> dict[str, list[float]]:
+    """Mean rewards of each of the searches: ``{method}_late_reward``, ``…_reward``, ``…_early_reward`` and ``…_best``.
+
+    Args:
+        rows: of a :func:`table`.
+        late: share of the rounds, at the end, that is late; as many, at the beginning, are early.
+    """
+    rounds = 1 + max(row["round"] for row in rows)
+    few, found = max(1, round(late * rounds)), {}
+    for method in METHODS:
+        own = [[row for row in rows if (row["method"], row["search"]) == (method, n)] for n in range(searches)]
+        for name, some in (
+            ("late_reward", [[row for row in each if row["round"] >= rounds - few] for each in own]),
+            ("reward", own),
+            ("early_reward", [[row for row in each if row["round"] < few] for each in own]),
+            ("best", [best(each, 10) for each in own]),
+        ):
+            found[f"{method}_{name}"] = [fmean(row["reward"] for row in each) for each in some]
+    return found
 
 
 def best(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

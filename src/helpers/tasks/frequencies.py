@@ -40,6 +40,12 @@ def waves(truth: Tensor, x: Tensor) -> Examples:
     return Examples(x, torch.cat([torch.sin(truth * x), truth.expand_as(x)], -1))
 
 
+def whole_waves(truth: Tensor) -> Examples:
+    """The examples at a hundred x from −5 to 5, of each of the frequencies ``[T]``."""
+    x = torch.arange(-5.0, 5.0, 0.1, device=truth.device)[:, None]
+    return waves(truth[:, None, None], x.expand(len(truth), -1, -1))
+
+
 def seen_of_frequency(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
     """(x, ŷ, y), without the frequencies beside them."""
     return input_prediction_and_target(x, outputs[:, :1], y[:, :1])

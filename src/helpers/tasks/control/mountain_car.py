@@ -126,6 +126,10 @@ class MountainCar:
         """The hill as the ML3 public code draws it, sin 3x; the dynamics use its shape only."""
         return torch.sin(3 * position)
 
+    def gap(self, trajectory: Trajectory) -> Tensor:
+        """What the farthest position lacks to the goal's, ``[...]``; negative beyond it."""
+        return self.goal[0] - trajectory.states[..., 0].amax(-1)
+
     def loss(self, trajectory: Trajectory, shaped: bool = False) -> Tensor:
         """Distance of all states, as one long vector, from the goal; not a mean over time.
 

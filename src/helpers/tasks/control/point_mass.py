@@ -83,6 +83,10 @@ class PointMass:
         """
         return torch.cat([state, goal_for(goal, state)], -1)
 
+    def distance(self, state: Tensor, goal: Tensor) -> Tensor:
+        """Of the mass from the goal, ``[...]`` in m."""
+        return (state[..., :2] - goal).norm(dim=-1)
+
     def loss(self, trajectory: Trajectory, goal: Tensor) -> Tensor:
         """Mean distance from the goal, m, plus ``control_cost`` times the mean squared force; ``[...]``."""
         goal = goal_for(goal, trajectory.states[..., 0, :])

@@ -221,6 +221,10 @@ class Reacher:
         goal = goal_for(goal, state)
         return torch.cat([state[..., :2], state[..., 2:] / self.speed_scale, goal, torch.zeros_like(goal)], -1)
 
+    def distance(self, state: Tensor, goal: Tensor) -> Tensor:
+        """Of the fingertip from where it is at the goal's angles, ``[...]`` in m."""
+        return (self.fingertip(state) - self.fingertip(goal)).norm(dim=-1)
+
     def loss(self, trajectory: Trajectory, goal: Tensor) -> Tensor:
         """10 ‖q_T − g‖ + mean ‖q − g‖ + 10⁻⁴ mean ‖q̇‖ of joint angles, the means over all states; ``[...]``.
 

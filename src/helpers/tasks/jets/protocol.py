@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from helpers import losses
+from helpers import losses, runtime
 from helpers.tasks import jets
-from helpers.tasks.jets.detector import Detector
+from helpers.tasks.jets.detector import Detector, View
+from helpers.tasks.jets.samples import JetSamples
 from helpers.tasks.jets.tasks import Domain, JetTasks
 from helpers.types import Examples, Tasks
 
@@ -93,3 +94,35 @@ def test_domains() -> dict[str, tuple[Domain, ...]]:
     ):
         found[name] = jets.domains([signal], windows, [shower], [DATA_DETECTOR])
     return found
+
+
+class JudgedJets:
+    """What taggers are judged on: tasks of all of :func:`test_domains`, the same on every call.
+
+    Attributes:
+        groups: positions of the domains by the names of :func:`test_domains`.
+        family: jets of all these domains.
+    """
+
+    def __init__(self, samples: JetSamples, queries: int, view: View) -> None:
+        self.groups, every = {}, []
+        for name, some in test_domains().items():
+            self.groups[name] = range(len(every), len(every) + len(some))
+            every += some
+        self.family = JetTasks(samples, every, "test", 1, queries, view)
+
+    def given(self, supervision: Supervision, draws: int, other: int) -> tuple[Tasks, dict[str, list[int]]]:
+        """``draws`` tasks of each window and ``other`` ones of each further domain, and which of them are of a group.
+
+        A domain with too few jets for the supervision is left out, and so is a group without a task.
+        """
+        needed = supervision.size + self.family.queries  # of each class; the small samples are too few for large bags
+        places, rows = [], {}
+        for name, some in self.groups.items():
+            own = [at for at in some for _ in range(draws if name in EDGES else other)]
+            own = [at for at in own if self.family.available(at) >= needed]
+            if own:
+                rows[name] = list(range(len(places), len(places) + len(own)))
+            places += own
+        generator = runtime.generator(TEST_SEED, self.family.samples.codes.device)
+        return supervision.tasks(self.family, places, generator), rows
