@@ -91,9 +91,9 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of the transport
         raise Lost(
-            f"another process of this run is gone ({str(error).splitlines()[0][:120]}): run the same command again, "
-            "with any number of processes; it goes on from the last checkpoint"
-        ) from None
+            "another process of this run is gone: run the same command again, with any number of processes; it goes on "
+            "from the last checkpoint"
+        ) from error
 
 
 def any_of(flag: bool) -> bool:
