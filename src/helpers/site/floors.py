@@ -27,7 +27,8 @@ FLOORS = (  # lowest first
     ),
     Floor(
         ("numerics", "site"),
-        "recorded programs, solvers, convolution, finite differences | running, comparing, building the pages",
+        "recorded programs, solvers, convolution, finite differences, processes that compute together | running, comparing, "
+        "building the pages",
     ),
     Floor(("models",), "networks as functions of their parameters, one family a module"),
     Floor(
