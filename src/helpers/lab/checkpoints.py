@@ -338,9 +338,13 @@ def load_theta(name: str, folder: Path | None = None) -> Params:
 
 
 def entries(metrics: dict[str, Interval]) -> dict[str, dict[str, Any]]:
-    """Metrics as JSON; an interval that does not exist (one sample) is null."""
+    """Metrics as JSON, with nine digits; an interval that does not exist (one sample) is null."""
     return {
-        name: {"value": m.value, "ci95": None if math.isnan(m.ci95) else m.ci95, "n": m.n}
+        name: {"value": _nine(m.value), "ci95": None if math.isnan(m.ci95) else _nine(m.ci95), "n": m.n}
         | ({"per": m.per} if m.per and m.n > 1 else {})
         for name, m in metrics.items()
     }
+
+
+def _nine(value: float) -> float:
+    return float(f"{value:.9g}")

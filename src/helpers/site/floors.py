@@ -27,7 +27,7 @@ FLOORS = (  # lowest first
     ),
     Floor(
         ("numerics", "site"),
-        "recorded programs, solvers, convolution, finite differences, processes that compute together | running, comparing, "
+        "recorded programs, solvers, convolution, finite differences, processes that share work | running, comparing, "
         "building the pages",
     ),
     Floor(("models",), "networks as functions of their parameters, one family a module"),
