@@ -123,7 +123,7 @@ class Run(ABC):
         forms: names of ``helpers.numerics.tracing.FORMS`` that ``use`` takes; where there are none the run itself
             says how it is executed.
         divides: whether ``gradient`` shares its tasks among the processes that train together
-            (:func:`helpers.estimators.divided`).
+            (:func:`helpers.estimators.explicit.divided`).
         check_clock: to be called in the course of an iteration that may last longer than a second. Training puts in a
             function that ends the iteration once the time is over or Ctrl-C came; nothing of the iteration is then
             kept, so that it must leave everything as it was but θ's copies and the generator.

@@ -1,7 +1,7 @@
 """Processes that train one experiment together, as ``torchrun`` starts them; a process alone is the only rank.
 
 All ranks do the same and so hold the same: they draw the same tasks, by the same generator, and take the same outer
-step. What differs is who computes it. Each takes a part of the meta-batch (:func:`helpers.estimators.divided`); the
+step. What differs is who computes it. Each takes a part of the meta-batch (:func:`helpers.estimators.explicit.divided`); the
 first one measures, writes and talks, and tells the others what it found (:func:`told`).
 
 The transport is ``torch.distributed``: gloo between processors, NCCL between GPUs.
@@ -13,14 +13,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import distributed
 
 from helpers.errors import UserError
 
-T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # how long the others wait while the first rank measures
 
 
@@ -106,7 +105,7 @@ def any_of(flag: bool) -> bool:
     return bool(said)
 
 
-def told(compute: Callable[[], T]) -> T:
+def told(compute: Callable[[], Any]) -> Any:
     """What the first rank computes, for all of them.
 
     Raises:
@@ -114,7 +113,7 @@ def told(compute: Callable[[], T]) -> T:
     """
     if count() == 1:
         return compute()
-    box: list = [None, None]
+    box: list[Any] = [None, None]
     failed: BaseException | None = None
     if number() == 0:
         try:
