@@ -1,8 +1,9 @@
 """Processes that train one experiment together, as ``torchrun`` starts them; a process alone is the only rank.
 
 All ranks do the same and so hold the same: they draw the same tasks, by the same generator, and take the same outer
-step. What differs is who computes it. Each takes a part of the meta-batch (:func:`helpers.estimators.explicit.divided`); the
-first one measures, writes and talks, and tells the others what it found (:func:`told`).
+step. What differs is who computes it. Each takes a part of the meta-batch
+(:func:`helpers.estimators.explicit.divided`); the first one measures, writes and talks, and tells the others what it
+found (:func:`told`).
 
 The transport is ``torch.distributed``: gloo between processors, NCCL between GPUs.
 """
