@@ -54,7 +54,7 @@ class Live:
         found = entries(self.metrics)
         for key, metric in self.metrics.items():
             if metric.samples is not None and metric.n > 1:
-                found[key] |= {"per": metric.per, "samples": [float(f"{v:.7g}") for v in metric.samples]}
+                found[key]["samples"] = [float(f"{v:.7g}") for v in metric.samples]
         return {"experiment": self.name, "paper": self.paper, "metrics": found}
 
     def __repr__(self) -> str:

@@ -56,15 +56,12 @@ def write(
     for point in state.curve:  # without what diverged on the way: JSON has no word for it, and a curve may have a gap
         known = {name: entry for name, entry in point["metrics"].items() if math.isfinite(entry["value"])}
         curve.append(point | {"metrics": known})
-    found = entries(metrics)
-    for name, metric in metrics.items():
-        found[name] |= {"per": metric.per} if metric.per and metric.n > 1 else {}
     record = {
         "experiment": experiment.name,
         "paper": experiment.paper,
         "status": "complete" if done == experiment.iterations else "partial",
         "iterations": {"done": done, "planned": experiment.iterations},
-        "metrics": found,
+        "metrics": entries(metrics),
         "config": experiment.config(),
         "curve": curve,
         "losses": {"every": LOG_EVERY, "values": [round(loss, 5) for loss in state.losses]},
@@ -112,8 +109,9 @@ def again(
         run = experiment.setup(device, compiled)
         generator = runtime.generator(experiment.seed, device)
         state = State(run.init(generator), experiment.outer_rate, generator, experiment.outer)
-        done = read_checkpoint(path)[1]["iteration"]
-        state.restore(path, experiment.config(), done, experiment.seed)  # as over: no optimiser is asked for
+        read = read_checkpoint(path)
+        over = read[1]["iteration"]  # as over: no optimiser is asked for
+        state.restore(path, experiment.config(), over, experiment.seed, read)
         metrics, evaluated = measured(run, state.values(), device, commit)
         evaluated |= {"compiled": True} if compiled else {}
         record = write(experiment, run, state, metrics | kept_times(experiment.name, data), evaluated, data)

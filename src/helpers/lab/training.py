@@ -235,10 +235,11 @@ def _train(
                     run.check_clock = check_clock
                 try:
                     gradient, loss = run.gradient(state.values(), generator, state.iteration)
-                except (stopping.CutOff, ranks.Lost) as error:
+                except ranks.Lost:
                     generator.set_state(drawn)
-                    if isinstance(error, ranks.Lost):
-                        raise
+                    raise
+                except stopping.CutOff:
+                    generator.set_state(drawn)
                     say(f"{experiment.name}: stopped within iteration {state.iteration:,}, of which nothing is kept")
                     break
                 finally:

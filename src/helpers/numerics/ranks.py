@@ -74,7 +74,8 @@ def joined() -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            if mine > isinstance(error, Lost):
+            speakers = 2 if isinstance(error, Lost) else 1
+            if mine >= speakers:
                 raise SystemExit(2) from None
             raise
         except KeyboardInterrupt:
