@@ -177,6 +177,23 @@ def is_number(x: Any) -> bool:
     return isinstance(x, (float, Number))
 
 
+class Recording(NamedTuple):
+    """Operations that were written down; Python is made of them, which takes as long again, by :meth:`program` only."""
+
+    holder: Module  # of the constants
+    graph: Graph
+
+    def program(self) -> GraphModule:
+        """From the given tensors to the results."""
+        return GraphModule(self.holder, self.graph)
+
+    @property
+    def mutates(self) -> bool:
+        """Whether anything is written into a tensor."""
+        calls = (node for node in self.graph.nodes if node.op == "call_function")
+        return any(node.target is not operator.getitem and node.target._schema.is_mutable for node in calls)
+
+
 class Recorder(TorchDispatchMode):
     """Within it, every operation that reaches tensors, below autograd and ``torch.func``, is carried out and written
     down. What is not computed from the given tensors is a constant.
@@ -198,17 +215,19 @@ class Recorder(TorchDispatchMode):
         for generator, state in self.states.items():  # no draw is used up
             generator.set_state(state)
 
-    def program(self, results: Sequence[Any]) -> GraphModule:
+    def recording(self, results: Sequence[Any]) -> Recording:
         """What was written down, from the given tensors to ``results``."""
         self.graph.output([self._node(x) for x in results])
-        return GraphModule(self.holder, self.graph)
+        return Recording(self.holder, self.graph)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         # What torch.tensor makes is a constant, until it is written into.
         fresh = func is _ATEN.lift_fresh.default and args[0] not in self.nodes
-        nodes, named = tree_map(self._node, ((args[0].clone(),) if fresh else args, kwargs))
-        varying = any(node in self.varying for node in tree_leaves((nodes, named)) if isinstance(node, Node))
+        nodes: list[Node] = []  # of the tensors that go in
+        places = self._placed((args[0].clone(),) if fresh else args, nodes)
+        named = {name: self._placed(x, nodes) for name, x in kwargs.items()}
+        varying = not self.varying.isdisjoint(nodes)
         if varying and _asks_for_values(func, args):
             raise UserError(
                 f"a recorded function must not ask for the values of tensors ({func}), as they change from call to "
@@ -216,19 +235,20 @@ class Recorder(TorchDispatchMode):
             )
         drawn = torch.Tag.nondeterministic_seeded in func.tags
         if drawn:
-            named_in_call = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Generator)]
+            named_in_call = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Generator)]
             for generator in named_in_call or (torch.default_generator, *torch.cuda.default_generators):
                 self.states.setdefault(generator, generator.get_state())
         out = func(*args, **kwargs)
-        if not any(isinstance(x, Tensor) for x in tree_leaves(out)) and not func._schema.is_mutable:
+        results = out if isinstance(out, (tuple, list)) else (out,)
+        if not any(isinstance(x, Tensor) for x in results) and not func._schema.is_mutable:
             return out  # of constants, or of shapes
-        node = self.graph.call_function(_ATEN.clone.default if fresh else func, nodes, named)
+        node = self.graph.call_function(_ATEN.clone.default if fresh else func, places, named)
         if varying or drawn:
             self.varying.add(node)
         if isinstance(out, Tensor):
             self._keep(out, node)
         else:
-            for number, one in enumerate(out or ()):
+            for number, one in enumerate(results):
                 if isinstance(one, Tensor):
                     part = self._keep(one, self.graph.call_function(operator.getitem, (node, number)))
                     self.varying |= {part} if varying or drawn else set()
@@ -238,6 +258,15 @@ class Recorder(TorchDispatchMode):
         node.meta["layout"] = (tensor.shape, tensor.stride(), tensor.storage_offset())
         self.nodes[tensor] = node
         return node
+
+    def _placed(self, x: Any, nodes: list[Node]) -> Any:
+        """What an operation is given, which holds tensors in lists at most, with their nodes, which join ``nodes``."""
+        if isinstance(x, (tuple, list)):
+            return type(x)([self._placed(one, nodes) for one in x])
+        place = self._node(x)
+        if isinstance(place, Node):
+            nodes.append(place)
+        return place
 
     def _node(self, x: Any) -> Any:
         if isinstance(x, torch.Generator):
@@ -260,39 +289,33 @@ def _asks_for_values(operation: torch._ops.OpOverload, args: tuple) -> bool:
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(operation.tags))
 
 
-def record(function: Callable, given: Given, fixed: bool) -> tuple[GraphModule, TreeSpec]:
+def record(function: Callable, given: Given, fixed: bool) -> tuple[Recording, TreeSpec]:
     """The operations of ``function`` at these arguments, from tensors to tensors, and how the result is nested."""
     tensors = given.tensors()
     with DerivativeCheck(), Recorder(tensors) as recorder:
         out, form = tree_flatten(given.call(function, tensors, fixed))
-        program = recorder.program([x.value if isinstance(x, Number) else x for x in out])
-    if _mutates(program):  # as some derivatives of PyTorch's own do: their order would matter
-        constants = _lifted(program)
+        recording = recorder.recording([x.value if isinstance(x, Number) else x for x in out])
+    if recording.mutates:  # as some derivatives of PyTorch's own do: their order would matter
+        constants = _lifted(recording)
         with Recorder(tensors) as recorder:
-            program = recorder.program(functionalize(program)(*tensors, *constants))
-    return program, form
+            recording = recorder.recording(functionalize(recording.program())(*tensors, *constants))
+    return recording, form
 
 
-def _lifted(program: GraphModule) -> list[Tensor]:
-    """Make inputs of the tensors that a program holds: what is not given cannot be freed of operations in place."""
-    held = {node: getattr(program, node.target) for node in program.graph.nodes if node.op == "get_attr"}
+def _lifted(recording: Recording) -> list[Tensor]:
+    """Make inputs of the tensors that a recording holds: what is not given cannot be freed of operations in place."""
+    held = {node: getattr(recording.holder, node.target) for node in recording.graph.nodes if node.op == "get_attr"}
     held = {node: value for node, value in held.items() if isinstance(value, Tensor)}
     for node in held:
         node.op, node.target = "placeholder", node.name
-    program.recompile()
     return list(held.values())
 
 
-def _mutates(program: GraphModule) -> bool:
-    calls = (node for node in program.graph.nodes if node.op == "call_function")
-    return any(node.target is not operator.getitem and node.target._schema.is_mutable for node in calls)
-
-
-def tidied(program: GraphModule) -> GraphModule:
+def tidied(recording: Recording) -> Recording:
     """Leave out views that change nothing, results that nobody uses, and what was computed before."""
-    if _mutates(program):
-        return program  # the order matters then
-    graph, seen = program.graph, {}
+    if recording.mutates:
+        return recording  # the order matters then
+    graph, seen = recording.graph, {}
     for node in [node for node in graph.nodes if node.op == "call_function"]:
         while node.target in _RESHAPES and node.args[0].target in _RESHAPES:
             node.update_arg(0, node.args[0].args[0])
@@ -315,18 +338,17 @@ def tidied(program: GraphModule) -> GraphModule:
         if isinstance(node, Node):
             given.add(node)
     graph.eliminate_dead_code()
-    program.recompile()
-    return program
+    return recording
 
 
-def halves(program: GraphModule, given: int, results: int) -> tuple[GraphModule, GraphModule]:
-    """Cut a program in two, at what its first ``given`` inputs determine.
+def halves(recording: Recording, given: int, results: int) -> tuple[Recording, Recording]:
+    """Cut a recording in two, at what its first ``given`` inputs determine.
 
     Returns:
         The first half, from these inputs to the first ``results`` outputs and everything that the second half needs;
         and the second half, from the remaining inputs and that to the remaining outputs.
     """
-    *nodes, last = program.graph.nodes
+    *nodes, last = recording.graph.nodes
     outputs, inputs = last.args[0], [node for node in nodes if node.op == "placeholder"]
     late: dict[Node, None] = dict.fromkeys(inputs[given:])
     for node in nodes:
@@ -359,4 +381,4 @@ def halves(program: GraphModule, given: int, results: int) -> tuple[GraphModule,
     second.output([in_second[node] for node in outputs[results:]])
     for graph in (first, second):
         graph.eliminate_dead_code()
-    return GraphModule(program, first), GraphModule(program, second)
+    return Recording(recording.holder, first), Recording(recording.holder, second)

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vjp
-from torch.fx import GraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from helpers import runtime
-from helpers.numerics.recording import Given, Program, Shell, halves, is_number, record, tidied
+from helpers.numerics.recording import Given, Program, Recording, Shell, halves, is_number, record, tidied
 
 KEPT = 32  # recordings of one function; the one unused for longest goes first
 
@@ -52,7 +51,7 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     >>> torch.equal(quick(x, 0.5), x - 0.5 * x.sin()), torch.equal(quick(x, 0.1), x - 0.1 * x.sin())
     (True, True)
     """
-    return _specialized(function, _replay)
+    return _specialized(function, Recording.program)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,9 +155,9 @@ def linearized(function: Callable[..., Any], by: Sequence[int]) -> Callable[...,
         results, form = tree_flatten(value)
         _, form_pulled = tree_flatten(tuple(arguments[number] for number in by))
         like = tree_map(Tensor.contiguous, value)  # cotangents lie in memory in this one way
-        program, _ = record(joint, Given(arguments, keywords, like), fixed)
-        forward, backward = halves(tidied(program), len(given.data), len(results))
-        return _replay(forward), _replay(backward), len(results), form, form_pulled
+        recording, _ = record(joint, Given(arguments, keywords, like), fixed)
+        forward, backward = halves(tidied(recording), len(given.data), len(results))
+        return forward.program(), backward.program(), len(results), form, form_pulled
 
     made = _Cache(function, make)
 
@@ -185,13 +184,9 @@ def _say(line: str) -> None:
     print(f"metabook: {line}", file=sys.stderr)
 
 
-def _replay(program: GraphModule) -> Program:
-    """The recorded operations as they are, one call of PyTorch each."""
-    return program
-
-
-def _compile(program: GraphModule) -> Program:
+def _compile(recording: Recording) -> Program:
     """The recorded operations, fused into a few kernels; as they are, where that cannot be done."""
+    program = recording.program()
     if not runtime.can_compile():
         return program
     chosen: Program = torch.compile(program, dynamic=False)
@@ -307,12 +302,12 @@ def _changed(new: Any, old: Any) -> Any:
     return new
 
 
-def _specialized(function: Callable[..., Any], build: Callable[[GraphModule], Program]) -> Callable[..., Any]:
+def _specialized(function: Callable[..., Any], build: Callable[[Recording], Program]) -> Callable[..., Any]:
     """``function`` by programs that ``build`` makes of its operations."""
 
     def make(given: Given, fixed: bool) -> tuple[Program, TreeSpec]:
-        program, form = record(function, given, fixed)
-        return build(tidied(program)), form
+        recording, form = record(function, given, fixed)
+        return build(tidied(recording)), form
 
     made = _Cache(function, make)
 
