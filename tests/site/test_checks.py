@@ -105,7 +105,7 @@ def test_each_chapter_runs_once_and_is_compared(project, monkeypatch, capsys):
     found = checks._chapters()
     assert found.counts == Counter(passed=2, failed=1, errors=1)
     assert "1 of 2 chapters failed: 02_two in code cell 2 (`1 / 0`)" in found.note
-    assert "over 0.1 s of processor time: 01_one" in found.note
+    assert "over 0.1 s: 01_one" in found.note
     out = capsys.readouterr().out
     assert "01_one, code cell 2:\nprint(2)\n" in out and "committed 3, computed 2" in out
 
