@@ -14,15 +14,21 @@ from helpers import experiments, runtime
 from helpers.lab import training
 
 SHORT = {"iterations": 2, "evaluate_every": 1}
+# On images of glyphs these take the way of others: of their kind on curves, and on images of those that are not here.
+ALIKE = {f"ways-ways-glyphs-{method}" for method in ("optimizer", "initialization", "architecture", "scratch")}
+NAMES = [name for name in MINIATURES if name not in ALIKE]
+HALVED = "ways-ways-sinusoid-initialization"  # to store in half precision evaluates once more, which is alike for all
 
 
-@pytest.mark.parametrize("name", MINIATURES)
-def test_two_iterations_and_the_evaluation(name, tmp_path, little):  # noqa: F811
+@pytest.mark.parametrize("name", NAMES)
+def test_two_iterations_and_the_evaluation(name, tmp_path, little, monkeypatch):  # noqa: F811
     if "modelfree" in name:
         pytest.importorskip("stable_baselines3", reason='needs stable-baselines3: pip install -e ".[control]"')
     experiment = MINIATURES[name]()
     settable = {key: value for key, value in SHORT.items() if key in experiment.__dataclass_fields__}
     experiment = replace(experiment, **settable)
+    if name != HALVED:
+        monkeypatch.setattr(training, "_settle", lambda run, state, metrics, save, say: metrics)
     with standin.card():
         record = training.train(experiment, device="cuda", data=tmp_path, progress=False, say=lambda _: None)
     assert record["status"] == "complete" and record["metrics"]
@@ -53,5 +59,5 @@ def test_a_long_iteration_looks_at_the_clock(name, little):  # noqa: F811
 
 
 def test_every_module_of_experiments_has_a_miniature():
-    kinds = {type(make()) for make in MINIATURES.values()}
+    kinds = {type(MINIATURES[name]()) for name in NAMES}
     assert {type(e) for e in experiments.catalogue().values()} <= kinds
