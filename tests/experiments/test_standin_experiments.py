@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import standin
 import torch
-from miniatures import MINIATURES
+from miniatures import MINIATURES, judged_once
 from miniatures import little as little  # a fixture
 
 from helpers import experiments, runtime
@@ -17,7 +17,7 @@ SHORT = {"iterations": 2, "evaluate_every": 1}
 # On images of glyphs these take the way of others: of their kind on curves, and on images of those that are not here.
 ALIKE = {f"ways-ways-glyphs-{method}" for method in ("optimizer", "initialization", "architecture", "scratch")}
 NAMES = [name for name in MINIATURES if name not in ALIKE]
-HALVED = "ways-ways-sinusoid-initialization"  # to store in half precision evaluates once more, which is alike for all
+HALVED = "ways-ways-sinusoid-initialization"  # stored in half precision in the end, as the others would be
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,7 +28,7 @@ def test_two_iterations_and_the_evaluation(name, tmp_path, little, monkeypatch):
     settable = {key: value for key, value in SHORT.items() if key in experiment.__dataclass_fields__}
     experiment = replace(experiment, **settable)
     if name != HALVED:
-        monkeypatch.setattr(training, "_settle", lambda run, state, metrics, save, say: metrics)
+        judged_once(monkeypatch)
     with standin.card():
         record = training.train(experiment, device="cuda", data=tmp_path, progress=False, say=lambda _: None)
     assert record["status"] == "complete" and record["metrics"]

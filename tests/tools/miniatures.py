@@ -29,7 +29,7 @@ from helpers.experiments import (
     reptile,
     ways,
 )
-from helpers.lab import experiment
+from helpers.lab import experiment, training
 from helpers.numerics import tracing
 from helpers.optimizers import children, entries
 from helpers.optimizers.rules import PAPER_RULES
@@ -174,12 +174,24 @@ def few_jets():
     return every._map(lambda values: values[rows])
 
 
+def unrecorded(monkeypatch):
+    """Nothing is recorded to be replayed, which takes seconds."""
+    monkeypatch.setattr(tracing, "_specialized", lambda function, build: function)
+    monkeypatch.setattr(implicit, "linearized", lambda *_, **__: implicit._linearize)
+
+
+def judged_once(monkeypatch):
+    """A finished run stays in single precision: to store half of it evaluates once more, which is alike for all."""
+    monkeypatch.setattr(training, "_settle", lambda run, state, metrics, save, say: metrics)
+
+
 @pytest.fixture
 def little(monkeypatch):
-    """Little data and short episodes, of the right form; and nothing is recorded to be replayed, which takes seconds.
+    """Little data and short episodes, of the right form, and nothing recorded.
 
-    A spot check that is a whole evaluation is left out: two of those follow at the end.
+    A spot check that is a whole evaluation is left out: one of those follows at the end.
     """
+    unrecorded(monkeypatch)
     monkeypatch.setattr(experiment.Run, "spot_check", lambda run, theta: {})
     monkeypatch.setattr(omniglot, "load", lambda *_, **__: few_glyphs())
     monkeypatch.setattr(omniglot, "provenance", lambda: few_glyphs().provenance)
@@ -187,8 +199,6 @@ def little(monkeypatch):
     monkeypatch.setattr(small_images, "images", lambda data, *rest: images("digits", *rest))
     monkeypatch.setattr(small_images, "provenance", lambda data: {"data": "digits"})
     monkeypatch.setattr(nos_transfer, "child", lambda size, channels: children.child(size, 1, 2))
-    monkeypatch.setattr(tracing, "_specialized", lambda function, build: function)
-    monkeypatch.setattr(implicit, "linearized", lambda *_, **__: implicit._linearize)
     monkeypatch.setattr(glyphs, "three_parts", three_parts)
     monkeypatch.setattr(reptile, "BLOCK", 2)
     monkeypatch.setattr(imaml_comparison, "REPTILE_STEPS", 2)
