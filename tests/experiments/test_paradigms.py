@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from miniatures import three_parts
 from refusals import refused
 from torch.utils._pytree import tree_map
 
@@ -24,6 +25,12 @@ SMALL = {
     "seeds": 2, "test_tasks": 4, "validation_tasks": 3, "spot_tasks": 2, "queries": 3, "meta_batch": 2,
     "rates": (0.01, 0.1), "steps": (1, 2), "inner_steps": 1, "filters": 4,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def read_once(monkeypatch):
+    """The glyphs are read from the disk once."""
+    monkeypatch.setattr(glyphs, "three_parts", three_parts)
 
 
 def small(name: str, **changes):

@@ -22,7 +22,14 @@ def project(tmp_path, monkeypatch):
     for name in ("notebooks", "tests", "data/records"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setenv("METABOOK_ROOT", str(tmp_path))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:nbval")  # to import it takes seconds, in each process
     return tmp_path
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Pytest runs the tests itself; that workers do is seen by the other tests."""
+    monkeypatch.setattr(runner, "workers", lambda: 0)
 
 
 def chapter(project, name, *cells):
@@ -81,7 +88,7 @@ def test_records_alone_may_be_skipped_and_the_last_line_says_so(project, monkeyp
 
 
 @pytest.mark.parametrize("tier", checks.TIERS)
-def test_an_empty_checkout_passes_nothing(project, tier, capsys):
+def test_an_empty_checkout_passes_nothing(project, alone, tier, capsys):
     assert checks.run([tier]) == 1
 
 
@@ -154,7 +161,7 @@ def test_whole_data_set():
 """
 
 
-def test_what_is_not_selected_is_not_skipped_either(project, monkeypatch, capsys):
+def test_what_is_not_selected_is_not_skipped_either(project, alone, monkeypatch, capsys):
     (project / "tests/test_records.py").write_text(RECORDS)
     (project / "pytest.ini").write_text("[pytest]\nmarkers = records\n")
     shutil.copy(Path(__file__).parents[1] / "conftest.py", project / "tests")
