@@ -114,9 +114,11 @@ def test_search_learns_what_is_rewarded():
 def test_killed_search_goes_on_as_if_never_stopped(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = {"progress": False, "say": lambda _: None}
-    training.train(SEARCH, data=whole, **settings)
-    for _ in range(SEARCH.iterations):
-        training.train(SEARCH, data=parts, budget=0.0, **settings)
+    few = children.Children(train=100, valid=50, test=50, batch=50, filters=2, epochs=1, chunk=7)
+    search = replace(SEARCH, children=few, rounds=3, iterations=6, population=2, tournament=1, recheck=1)
+    training.train(search, data=whole, **settings)
+    for _ in range(search.iterations):
+        training.train(search, data=parts, budget=0.0, **settings)
     ends = [checkpoints.load_theta("nos-test", folder / "checkpoints") for folder in (whole, parts)]
     seconds = nos.LOG + "seconds"  # a clock's
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0] if name != seconds)

@@ -26,7 +26,7 @@ def plain_steps(monkeypatch):
 
 
 def experiment():
-    return replace(MINIATURES["maml-mlp"](), iterations=6, evaluate_every=2, meta_batch=3)
+    return replace(MINIATURES["maml-mlp"](), iterations=4, evaluate_every=2, meta_batch=3)
 
 
 def trained(place, **settings):
@@ -40,17 +40,27 @@ def parameters(place):
     return checkpoints.load_theta("mini", place / "checkpoints")
 
 
+KEPT = []
+
+
+@pytest.fixture
+def one(little, tmp_path):  # noqa: F811
+    """Metrics and parameters of the run of one process, which is trained once for all tests."""
+    if not KEPT:
+        KEPT.append((trained(tmp_path / "one")[0], parameters(tmp_path / "one")))
+    return KEPT[0]
+
+
 @pytest.mark.parametrize("count", [2, 3])
-def test_the_run_is_that_of_one_process(count, tmp_path, little):  # noqa: F811
-    one, _, _ = trained(tmp_path / "one")
+def test_the_run_is_that_of_one_process(count, tmp_path, one):
     found = together(count, lambda: trained(tmp_path / "many"))
     assert found == [found[0]] * count  # every rank is told the record
     metrics, status, slices = found[0]
-    assert status == "complete" and slices == [(6, count)]
-    assert metrics.keys() == one.keys()
+    assert status == "complete" and slices == [(4, count)]
+    assert metrics.keys() == one[0].keys()
     for name, entry in metrics.items():
-        assert entry["value"] == pytest.approx(one[name]["value"], abs=1e-6), name
-    for name, value in parameters(tmp_path / "one").items():
+        assert entry["value"] == pytest.approx(one[0][name]["value"], abs=1e-6), name
+    for name, value in one[1].items():
         torch.testing.assert_close(parameters(tmp_path / "many")[name], value, rtol=1e-3, atol=1e-4)
 
 
@@ -67,19 +77,18 @@ def stopped_by(monkeypatch, rank, iteration, number):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_when_one_is_lost_the_run_goes_on_from_a_checkpoint_with_another_number(lost, tmp_path, little, monkeypatch):  # noqa: F811
-    trained(tmp_path / "one")
-    stopped_by(monkeypatch, lost, 3, signal.SIGKILL)
+def test_when_one_is_lost_the_run_goes_on_from_a_checkpoint_with_another_number(lost, tmp_path, one, monkeypatch):
+    stopped_by(monkeypatch, lost, 2, signal.SIGKILL)
     found = together(2, lambda: trained(tmp_path / "many", save_every=0.0))
     assert found[lost] is None
     name, sentence = found[1 - lost]
     assert name == "Lost" and "another process of this run is gone" in sentence
     assert "run the same command again, with any number of processes" in sentence
     kept = checkpoints.read_checkpoint(tmp_path / "many" / "checkpoints" / "mini.safetensors.xz")[1]["iteration"]
-    assert kept == 3
+    assert kept == 2
     _, status, slices = trained(tmp_path / "many")
-    assert status == "complete" and slices == [(3, 2), (6, None)]
-    for name, value in parameters(tmp_path / "one").items():
+    assert status == "complete" and slices == [(2, 2), (4, None)]
+    for name, value in one[1].items():
         torch.testing.assert_close(parameters(tmp_path / "many")[name], value, rtol=1e-3, atol=1e-4)
 
 

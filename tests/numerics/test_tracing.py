@@ -60,7 +60,7 @@ def assert_same(found, expected, rtol=1e-11):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("learn_rates", [False, True], ids=["maml", "meta-sgd"])
-@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.parametrize("steps", [0, 2])
 def test_traced_and_stepwise_are_maml(case, steps, learn_rates):
     learner, theta, tasks = CASES[case](steps, learn_rates=learn_rates)
     expected = maml(learner, theta, tasks)
@@ -111,7 +111,7 @@ def family_tasks():
 NETWORK = MLP((1, 6, 5, 1), scale=0.5, activation="tanh")
 DESCENT = GradientDescent(NETWORK, losses.mean_squared_error, 0.05, 2)
 ADAM = MinibatchAdam(NETWORK, losses.mean_squared_error, 0.01, carry=False)
-NEWTON = HessianFree(NETWORK, losses.mean_squared_error, 0.05, 2, strength=2.0)
+NEWTON = HessianFree(NETWORK, losses.mean_squared_error, 0.05, 1, strength=2.0, solver_steps=2)
 SCHEDULES = {
     "descent": (DESCENT, {"rate": 0.07}, lambda: Sinusoids(4, 4).sample(3, generator(0))),
     "adam": (ADAM, {"rate": 0.02, "decay": 0.9, "epsilon": 1e-3}, minibatch_tasks),
@@ -266,7 +266,7 @@ class Small:
 
 ACTIVATIONS = ["softplus", "elu", "silu", "gelu", "tanh", "relu", "leaky_relu", "logsigmoid", "selu", "mish"]
 LAYERS = ["strided", "average", "maximum", "group", "layer", "transposed", "last", "embedding"]
-PAIRS = [("", activation) for activation in ACTIVATIONS] + [(one, act) for one in LAYERS for act in ("softplus", "elu")]
+PAIRS = [("", activation) for activation in ACTIVATIONS] + [(one, "elu") for one in LAYERS]
 
 
 @pytest.mark.parametrize("layers, activation", PAIRS)
