@@ -48,7 +48,7 @@ NAMES = [e.name for e in ways.experiments()]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_trains_and_is_judged(name, tmp_path, monkeypatch):
-    e, run = small(name, iterations=2)
+    e, run = small(name, iterations=2, rates=(0.1,))
     draws = generator(0)
     theta = run.init(draws)
     gradient, loss = run.gradient(theta, draws, 0)

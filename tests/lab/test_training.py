@@ -18,8 +18,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 import safetensors.torch
-import tiny
 import torch
+from processes import beside
 from refusals import refused
 from tiny import Tiny, TinyRun, assert_same, checkpoint, stored, train
 
@@ -107,17 +107,13 @@ def test_a_complete_run_is_not_trained_further(whole, tmp_path):
 def test_killed_runs_go_on_bit_for_bit(whole, tmp_path):
     """SIGKILL at moments that nobody chose, twice, while a checkpoint is written after every iteration."""
     for wanted in (5, 80):
-        process = subprocess.Popen([sys.executable, tiny.__file__, str(tmp_path), "0.002"])
-        try:
+        with beside(lambda: train(tmp_path, Tiny(pause=0.002), save_every=0)) as gone:
             until = time.monotonic() + 120
             while iteration(tmp_path) < wanted:
-                assert process.poll() is None and time.monotonic() < until
+                assert gone() is None and time.monotonic() < until
                 time.sleep(0.01)
             assert "another process is training tiny at this moment" in refused(lambda: train(tmp_path))
-        finally:
-            process.kill()
-            process.wait()
-        assert process.returncode == -signal.SIGKILL
+        assert gone() == -signal.SIGKILL
         assert wanted <= iteration(tmp_path) < 240
         assert not (tmp_path / "records" / "tiny.json").exists()
     train(tmp_path)
@@ -440,17 +436,18 @@ def test_a_checkpoint_without_a_digest_is_refused(tmp_path):
 
 def test_a_generator_of_another_kind_is_seeded_anew(tmp_path):
     """A file that says it comes from a GPU goes on here, from seed and iteration, and the record says so."""
-    train(tmp_path, budget=0)
+    few = Tiny(iterations=20)
+    train(tmp_path, few, budget=0)
     at = iteration(tmp_path)
     rewritten(tmp_path, generator="cuda")
-    record = train(tmp_path)
+    record = train(tmp_path, few)
     assert [s.get("reseeded", False) for s in record["provenance"]["slices"]] == [False, True]
     first = stored(tmp_path)
     for folder, generator in (("same", "cuda"), ("kept", "cpu")):
-        train(tmp_path / folder, budget=0)
+        train(tmp_path / folder, few, budget=0)
         assert iteration(tmp_path / folder) == at
         rewritten(tmp_path / folder, generator=generator)
-        train(tmp_path / folder)
+        train(tmp_path / folder, few)
     assert_same(tmp_path, tmp_path / "same")
     assert not torch.equal(first[0]["theta/linear1.weight"], stored(tmp_path / "kept")[0]["theta/linear1.weight"])
 

@@ -1,13 +1,37 @@
-"""Processes that know each other, as ``torchrun`` starts them, forked from the test: they hold what it has set up."""
+"""Processes forked from the test, which hold what it has set up: one, or some that know each other as torchrun's do."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import socket
 
 from helpers.numerics import ranks
+
+
+@contextlib.contextmanager
+def beside(work):
+    """A process that does ``work()`` and is killed at the end of the block; ``gone()`` is its exit status, if any."""
+    if not (child := os.fork()):
+        try:
+            work()
+        finally:
+            os._exit(0)
+    status = []
+
+    def gone(wait=os.WNOHANG):
+        if not status and (found := os.waitpid(child, wait))[0]:
+            status.append(os.waitstatus_to_exitcode(found[1]))
+        return status[0] if status else None
+
+    try:
+        yield gone
+    finally:
+        if gone() is None:
+            os.kill(child, signal.SIGKILL)
+            gone(0)
 
 
 def together(count, work, seconds=120):

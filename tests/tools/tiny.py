@@ -1,13 +1,9 @@
-"""An experiment that trains in a second, and what its checkpoints must agree in.
-
-As a program it trains in a process of its own, which a test can then kill: ``python tiny.py FOLDER [PAUSE]``.
-"""
+"""An experiment that trains in a second, and what its checkpoints must agree in."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -95,9 +91,3 @@ def assert_same(folder: Path, other: Path) -> None:
     assert header == other_header
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    pause = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
-    train(Path(sys.argv[1]), Tiny(pause=pause), save_every=0)
