@@ -16,6 +16,7 @@ from helpers.lab import training
 SHORT = {"iterations": 2, "evaluate_every": 1}
 # On images of glyphs these take the way of others: of their kind on curves, and on images of those that are not here.
 ALIKE = {f"ways-ways-glyphs-{method}" for method in ("optimizer", "initialization", "architecture", "scratch")}
+ALIKE |= {"comparison-fomaml"}  # MAML's way, by an estimator that maml-mlp has
 NAMES = [name for name in MINIATURES if name not in ALIKE]
 HALVED = "ways-ways-sinusoid-initialization"  # stored in half precision in the end, as the others would be
 

@@ -135,7 +135,7 @@ MINIATURES = {
     ),
     **{
         f"jets-{method}-{inner}": lambda method=method, inner=inner: jets.Tagging(
-            "mini", method, inner=inner, given=("labels", "proportions", "mixture"), **TAGGING
+            "mini", method, inner=inner, given=(inner,), **TAGGING
         )
         for method, inner in (("maml", "labels"), ("maml", "mixture"), ("reptile", "labels"), ("imaml", "proportions"))
     },
