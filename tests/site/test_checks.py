@@ -22,7 +22,6 @@ def project(tmp_path, monkeypatch):
     for name in ("notebooks", "tests", "data/records"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setenv("METABOOK_ROOT", str(tmp_path))
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:nbval")  # to import it takes seconds, in each process
     return tmp_path
 
 

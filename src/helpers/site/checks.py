@@ -51,7 +51,8 @@ def _pytest(tier: str, *arguments: str) -> Result:
     report.unlink(missing_ok=True)
     # Tests take from milliseconds to many seconds, so whoever is free takes the next.
     parallel = ["-n", str(runner.workers()), "--dist", "worksteal"]
-    command = [sys.executable, "-m", "pytest", "-q", *arguments, *parallel, f"--junitxml={report}"]
+    # No test here is a notebook, and each worker would spend two seconds on importing nbval.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:nbval", *arguments, *parallel, f"--junitxml={report}"]
     code = subprocess.run(command, cwd=root(), env={**os.environ, **runtime.ONE_THREAD}).returncode
     if code == 130 or code < 0:
         raise KeyboardInterrupt
