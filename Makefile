@@ -42,6 +42,6 @@ $(STAMP): requirements.lock pyproject.toml
 	  echo "metabook: no Python 3.11 or newer (with its venv module) was found; install one, or name it: make PYTHON=/path/to/python3" >&2; \
 	  exit 1; }
 	@echo "Installing requirements.lock into $(VENV) (a minute or two, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
