@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from helpers.errors import UserError
 from helpers.runtime import only_one, root
 from helpers.site.config import config, repository
-from helpers.site.notebooks import chapters, read, select
+from helpers.site.notebooks import QUICK_START, chapters, read, select
 
 
 def check_executed(folder: Path) -> None:
@@ -76,7 +76,13 @@ def _build(notebooks: Path, into: Path) -> Path:
             return html
     stamp.unlink(missing_ok=True)
     # From nothing each time: Sphinx repeats no warning about a page that it read before, so a second try would pass.
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(site)]
+    command = [
+        sys.executable,
+        "-c",
+        f"{QUICK_START}; from jupyter_book.cli.main import main; main()",
+        "build",
+        str(site),
+    ]
     command += ["--path-output", str(output), "-n", "-W", "--keep-going"]
     log = into / "site.log"
     with log.open("w", encoding="utf-8") as stream:

@@ -32,7 +32,7 @@ from helpers.site import builder, compare, notebooks, runner
 STAND_IN = "tests/site/test_standin_chapters.py"
 COUNTS = ("passed", "failed", "errors", "skipped")
 # What evaluating records may take, in seconds of two workers together, and what one counts whose time nobody measured.
-RECORDS_BUDGET = 80
+RECORDS_BUDGET = 60
 RECORD_SECONDS = 45
 
 

@@ -15,6 +15,9 @@ from helpers.errors import UserError, nearest
 from helpers.runtime import root
 
 PROFILES = ("quick", "book", "paper")
+# In front of a program that handles notebooks: jsonschema would take two seconds to import this one, for a kind of
+# address that no notebook holds.
+QUICK_START = "import sys; sys.modules['rfc3987_syntax'] = None"
 
 
 def check_profile(name: str) -> None:

@@ -25,7 +25,7 @@ from helpers.errors import UserError
 from helpers.progress import progress_bar, redraws
 from helpers.runtime import ONE_THREAD, cores, only_one, root
 from helpers.site.config import repository
-from helpers.site.notebooks import check_parameters, check_profile, read, select, tidy, write
+from helpers.site.notebooks import QUICK_START, check_parameters, check_profile, read, select, tidy, write
 
 # Seconds of processor time that a chapter may take, its kernel's start included: shown, since machines differ.
 BUDGETS = {"quick": 30, "book": 120}
@@ -212,7 +212,8 @@ def _run_one(
     for path in (stamp, failed, partial):
         path.unlink(missing_ok=True)
     source = root() / "notebooks" / f"{name}.ipynb"
-    command = [sys.executable, "-m", "papermill", str(source), str(partial), "--kernel", "python3"]
+    command = [sys.executable, "-c", f"{QUICK_START}; from papermill.cli import papermill; papermill()"]
+    command += [str(source), str(partial), "--kernel", "python3"]
     command += ["--cwd", str(source.parent), "--language", "python", "--log-level", "ERROR", "--progress-bar"]
     command += ["--start-timeout", "300", "--parameters_yaml", yaml.safe_dump(dict(values))]
     # The kernel called python3 must be this environment's, whatever kernels a user has installed.
