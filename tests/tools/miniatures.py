@@ -211,8 +211,5 @@ def little(monkeypatch):
     monkeypatch.setattr(jets_protocol, "EDGES", jets_protocol.EDGES[:3])
     monkeypatch.setattr(jets_protocol, "TRAIN_WINDOWS", (0,))
     monkeypatch.setattr(jets_protocol, "TRAIN_SHOWERS", ("fsr-one",))
-    domains = jets_protocol.test_domains
-    # The windows alone: of every one the substructure of all jets takes long.
-    monkeypatch.setattr(jets_cuts, "test_domains", lambda: {edge: domains()[edge] for edge in jets_protocol.EDGES})
     for name in ("LABELS", "PROPORTIONS", "MIXTURES", "WRONG", "DRIFTED"):
         monkeypatch.setattr(jets, name, tuple(one._replace(size=8) for one in getattr(jets, name)[:1]))
