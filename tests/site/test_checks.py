@@ -66,6 +66,22 @@ def test_tiers_all_run_and_the_summary_names_the_failed(project, monkeypatch, ca
         checks.run(["five"])
 
 
+STAND_IN = """
+import pytest
+
+@pytest.mark.parametrize("chapter", ["01_one", "02_two"])
+def test_a_chapter(chapter, record_property):
+    record_property("processor_seconds", 29.0 if chapter == "01_one" else 31.0)
+"""
+
+
+def test_chapters_over_the_quick_budget_are_named_by_their_processor_time(project, alone, monkeypatch):
+    (project / "tests/test_chapters.py").write_text(STAND_IN)
+    monkeypatch.setattr(checks, "STAND_IN", "tests/test_chapters.py")
+    found = checks._smoke()
+    assert found.counts == Counter(passed=2) and found.note == "over 30 s of processor time: 02_two 31 s"
+
+
 @pytest.mark.parametrize("counts", [{}, {"skipped": 5}])
 @pytest.mark.parametrize("tier", ["unit", "chapters", "smoke", "book"])
 def test_a_tier_in_which_nothing_was_tested_fails(project, monkeypatch, capsys, tier, counts):
@@ -111,7 +127,7 @@ def test_each_chapter_runs_once_and_is_compared(project, monkeypatch, capsys):
     found = checks._chapters()
     assert found.counts == Counter(passed=2, failed=1, errors=1)
     assert "1 of 2 chapters failed: 02_two in code cell 2 (`1 / 0`)" in found.note
-    assert "over 0.1 s: 01_one" in found.note
+    assert "over 0.1 s of processor time: 01_one" in found.note
     out = capsys.readouterr().out
     assert "01_one, code cell 2:\nprint(2)\n" in out and "committed 3, computed 2" in out
 

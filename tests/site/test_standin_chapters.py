@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import matplotlib
 import nbformat
 import pytest
@@ -34,7 +36,8 @@ def run(source: str, where: str, names: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chapter", notebooks.chapters())
-def test_a_chapter_on_another_device(chapter, monkeypatch):
+def test_a_chapter_on_another_device(chapter, monkeypatch, record_property):
+    begin = time.process_time()
     assert (chapter in FORGOTTEN) != (chapter in ON_THE_CPU), "say what may be forgotten in it"
     notebook = nbformat.read(root() / "notebooks" / f"{chapter}.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -56,5 +59,6 @@ def test_a_chapter_on_another_device(chapter, monkeypatch):
                     names |= {"profile": "quick", "device": "cuda"}
     finally:
         plt.switch_backend(backend)
+    record_property("processor_seconds", round(time.process_time() - begin, 1))
     assert len(found) == (chapter in FORGOTTEN), "what may be forgotten is no longer there"
     assert getattr(names["device"], "type", names["device"]) == "cuda"

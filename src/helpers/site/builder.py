@@ -76,14 +76,8 @@ def _build(notebooks: Path, into: Path) -> Path:
             return html
     stamp.unlink(missing_ok=True)
     # From nothing each time: Sphinx repeats no warning about a page that it read before, so a second try would pass.
-    command = [
-        sys.executable,
-        "-c",
-        f"{QUICK_START}; from jupyter_book.cli.main import main; main()",
-        "build",
-        str(site),
-    ]
-    command += ["--path-output", str(output), "-n", "-W", "--keep-going"]
+    command = [sys.executable, "-c", f"{QUICK_START}; from jupyter_book.cli.main import main; main()"]
+    command += ["build", str(site), "--path-output", str(output), "-n", "-W", "--keep-going"]
     log = into / "site.log"
     with log.open("w", encoding="utf-8") as stream:
         environment = {**os.environ, "PYTHONUTF8": "1", "NO_COLOR": "1"}
