@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -64,6 +67,23 @@ def test_tiers_all_run_and_the_summary_names_the_failed(project, monkeypatch, ca
     assert checks.run(["three"]) == 0
     with pytest.raises(UserError, match="there is no tier 'five'; the tiers are one, two"):
         checks.run(["five"])
+
+
+def test_the_site_is_built_beside_the_stand_in_and_reported_in_its_place(monkeypatch, project, capsys):
+    both = threading.Barrier(2, timeout=20)
+
+    def meets(seconds):
+        both.wait()
+        time.sleep(seconds)
+        return checks.Result(Counter(passed=1))
+
+    tiers = {name: result(passed=1) for name in checks.TIERS}
+    monkeypatch.setattr(checks, "TIERS", tiers | {"smoke": lambda: meets(0.3), "book": lambda: meets(0)})
+    assert checks.run() == 0
+    summary = (project / "_build/check/summary.txt").read_text()
+    assert re.findall(r"^(\w+) +passed", summary, re.MULTILINE) == list(checks.TIERS)
+    monkeypatch.setitem(checks.TIERS, "book", result(failed=1))
+    assert checks.run(["book"]) == 1
 
 
 STAND_IN = """

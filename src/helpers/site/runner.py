@@ -307,4 +307,6 @@ def _refresh(names: Sequence[str], folder: Path, out: Path, url: str) -> None:
     finally:
         for name in names:
             if (out / f"{name}.digest").exists():
-                write(read(out / f"{name}.ipynb"), folder / f"{name}.ipynb")
+                notebook = read(out / f"{name}.ipynb")
+                tidy(notebook, effort=4)
+                write(notebook, folder / f"{name}.ipynb")
