@@ -34,7 +34,22 @@ def html(text):
 
 
 HTML_PLAIN = "<IPython.core.display.HTML object>"
+FRAME = f"<img width=2.5 src='data:image/png;base64,{PNG}'>"
 TRAINED = {"nbval": {"rtol": 0.05}}
+HALF = {"nbval": {"share": 0.5, "widths": 0.3}}
+COLUMNS = {"nbval": {"atol": 0.6, "columns": {"rate": {"atol": 0.005}, "text": None}}}
+
+
+def table(computed, committed, head="| value | rate | text |"):
+    """Source and outputs of a cell that shows a table with one row."""
+    texts = [
+        f"{line}\n| ---: | ---: | :--- |\n| {row} |"
+        for line, row in (("| value | rate | text |", computed), (head, committed))
+    ]
+    plain = "<IPython.core.display.Markdown object>"
+    return f"from IPython.display import Markdown\nMarkdown({texts[0]!r})", result(plain=plain, markdown=texts[1])
+
+
 # name: source, committed outputs, cell metadata, does it pass?
 CASES = {
     "same": ("print('loss 0.25 after 3')", stdout("loss 0.25 after 3\n"), {}, True),
@@ -47,7 +62,21 @@ CASES = {
     "integer off within the cell's tolerance": ("print(100)", stdout("101\n"), TRAINED, False),
     "integer that the cell frees": ("print(100)", stdout("101\n"), {"nbval": {"rtol": 0.05, "integers": True}}, True),
     "large integer": ("print(1000000001)", stdout("1000000000\n"), {}, False),
-    "integer became float": ("print(5.0)", stdout("5\n"), {}, False),
+    "a number and its twin with a point": ("print('5, 0.9999')", stdout("5.0, 1\n"), {"nbval": {"rtol": 0.001}}, True),
+    "integer became another float": ("print(5.1)", stdout("5\n"), {}, False),
+    "within a share of the interval": ("print('1.3 ± 0.5')", stdout("1.5 ± 0.4\n"), HALF, True),
+    "with blanks that do not break": ("print('1.3\xa0±\xa00.5')", stdout("1.5\xa0±\xa00.4\n"), HALF, True),
+    "beyond the share of the interval": ("print('1.3 ± 0.4')", stdout("1.6 ± 0.4\n"), HALF, False),
+    "another interval": ("print('1.3 ± 0.4')", stdout("1.3 ± 0.6\n"), HALF, False),
+    "no interval to share": ("print('1.3')", stdout("1.5\n"), HALF, False),
+    "columns as they like": (*table("2.5 | 0.010 | some", "2 | 0.014 | other"), COLUMNS, True),
+    "a column that is not free": (*table("2.5 | 0.010 | some", "1.8 | 0.010 | some"), COLUMNS, False),
+    "a column beyond its own": (*table("2.5 | 0.010 | some", "2.5 | 0.020 | some"), COLUMNS, False),
+    "another number of columns": (*table("2.5 | 0.010 | some", "2.5 | 0.010"), COLUMNS, False),
+    "another head": (*table("2.5 | 0.010 | some", "2.5 | 0.010 | some", "| a | rate | text |"), COLUMNS, False),
+    "a column that is not there": ("print(0.5)", stdout("0.5\n"), COLUMNS, False),
+    "an animation": (html(FRAME.replace("2.5", "1.5")), shown(plain=HTML_PLAIN, html=FRAME), {}, True),
+    "no animation": (html("<b>0.5</b>"), shown(plain=HTML_PLAIN, html=FRAME), {}, False),
     "float within the cell's tolerance": ("print(0.98)", stdout("0.97\n"), TRAINED, True),
     "float beyond the cell's tolerance": ("print(0.98)", stdout("0.90\n"), TRAINED, False),
     "absolute tolerance": ("print(0.01)", stdout("-0.01\n"), {"nbval": {"atol": 0.05}}, True),
