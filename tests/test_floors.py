@@ -69,6 +69,7 @@ def test_any_module_can_be_imported_without_the_optional_packages(name):
     optional = {
         "awkward",
         "babel",
+        "distributed",
         "fastjet",
         "gymnasium",
         "higher",

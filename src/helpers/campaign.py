@@ -100,6 +100,7 @@ def run(
     device: str = "auto",
     names: Sequence[str] = (),
     jobs: int | None = None,
+    cluster: str | None = None,
     data: Path | None = None,
     save_every: float = 60.0,
     say: Callable[[str], None] = print,
@@ -112,6 +113,7 @@ def run(
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
         names: experiments instead of the plan's, in their order.
         jobs: side by side; by default one a core, on a GPU at most six.
+        cluster: train on the workers of this Dask cluster instead (:func:`helpers.cluster.connected`).
         data: where checkpoints and records are; by default ``data/`` of the checkout. It stays as it is.
         save_every: seconds between checkpoints.
         say: receives a line about everything that begins or ends.
@@ -125,9 +127,8 @@ def run(
         KeyboardInterrupt: after Ctrl-C, once the runs are stopped and the packs written.
     """
     started = time.monotonic()
-    where = runtime.pick_device(device)
-    data = data or runtime.root() / "data"
-    known = experiments.catalogue()
+    where = runtime.pick_device(device) if cluster is None else torch.device(device.replace("auto", "cpu"))
+    data, known = data or runtime.root() / "data", experiments.catalogue()
     for name in names:
         experiments.find(name)
     if out.resolve() == data.resolve():
@@ -136,7 +137,8 @@ def run(
     for kind in ("checkpoints", "records"):
         runtime.ensure_writable(work / kind)
     with runtime.only_one(work, f"running a campaign in {out}"):
-        say(f"{where.type}: one meta-gradient differs from the CPU's by {check_gradient(where):.1e} of its norm")
+        if cluster is None:  # of the workers' device this machine knows nothing
+            say(f"{where.type}: one meta-gradient differs from the CPU's by {check_gradient(where):.1e} of its norm")
         queue = []
         for name in dict.fromkeys(names or plan(device=where.type)):
             if name not in known:
@@ -148,8 +150,15 @@ def run(
         jobs = jobs or (min(6, max(1, runtime.cores() - 1)) if where.type == "cuda" else runtime.cores())
         end = started + 60 * minutes - min(STOP, 6 * minutes)  # what is late is stopped by then, and packed
         try:
-            begin = partial(_start, device=where.type, data=data, work=work, save_every=save_every)
-            _side_by_side(queue, begin, work, jobs, end, GRACE[where.type], say)
+            for name in queue:
+                _bring(name, data, work)
+            if cluster is not None:
+                from helpers import cluster as many  # Dask
+
+                many.train_until(end, GRACE[where.type], cluster, [known[n] for n in queue], work, where.type, say)
+            else:
+                begin = partial(_start, device=where.type, work=work, save_every=save_every)
+                _side_by_side(queue, begin, work, jobs, end, GRACE[where.type], say)
         finally:
             packs = pack(out, data, say)
     return packs
@@ -198,12 +207,15 @@ def _side_by_side(
         _stop(running, say)
 
 
-def _start(name: str, budget: float, device: str, data: Path, work: Path, save_every: float) -> subprocess.Popen:
-    """Train one experiment in a process of its own; the committed checkpoint is where it begins."""
-    for suffix, kind in SUFFIXES.items():
-        source, target = data / kind / f"{name}{suffix}", work / kind / f"{name}{suffix}"
+def _bring(name: str, data: Path, work: Path) -> None:
+    """The committed checkpoint is where a run begins."""
+    for source, target in zip(*(checkpoints.files(name, place).values() for place in (data, work)), strict=True):
         if source.exists() and not target.exists():
             shutil.copyfile(source, target)
+
+
+def _start(name: str, budget: float, device: str, work: Path, save_every: float) -> subprocess.Popen:
+    """Train one experiment in a process of its own."""
     command = [sys.executable, "-c", "import sys; from helpers.campaign import work; sys.exit(work(*sys.argv[1:]))"]
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (work / f"{name}.log").open("ab") as log:
@@ -271,8 +283,7 @@ def pack(out: Path, data: Path, say: Callable[[str], None] = print) -> list[Path
         path.name.removesuffix(checkpoints.SUFFIX)
         for path in (out / "work" / "checkpoints").glob(f"*{checkpoints.SUFFIX}")
     ):
-        files = [out / "work" / kind / f"{name}{suffix}" for suffix, kind in SUFFIXES.items()]
-        files = [path for path in files if path.exists()]
+        files = [path for path in checkpoints.files(name, out / "work").values() if path.exists()]
         before = data / "checkpoints" / files[0].name
         if before.exists() and before.read_bytes() == files[0].read_bytes():
             continue

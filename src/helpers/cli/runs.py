@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from helpers.cli import listing, places
+from helpers.cli import clustered, listing, places
 from helpers.cli.grammar import Commands, Once, add_settings, folder, minutes, positive, ready, seconds, threads
 from helpers.errors import UserError, nearest
 
@@ -47,6 +47,8 @@ def _train(options: argparse.Namespace) -> int | None:
     if options.name is None and options.queue is None:
         listing.show(options.json)
         return None
+    if options.cluster is not None:
+        return clustered.train(options)
     if options.queue is not None:
         return _queue(list(experiments.catalogue().values()), options.budget, options.tensorboard, _prepared(options))
     base, *rest = options.name.partition("_")
@@ -103,7 +105,9 @@ def _refuse_mixtures(options: argparse.Namespace, own: bool) -> None:
     if own and options.name is None:
         raise UserError("--set, --seed, --out and --data-folder are for one experiment: name it")
     if options.name is None and queue is None:
-        given = [f"--{key}" for key in ("tensorboard", "budget", "threads") if getattr(options, key) is not None]
+        given = [
+            f"--{key}" for key in ("tensorboard", "budget", "threads", "cluster") if getattr(options, key) is not None
+        ]
         given += ["--fresh"] * options.fresh + ["--[no-]compile"] * (options.compile is not None)
         given += ["--device"] * (options.device != "auto")
         if given:
@@ -269,14 +273,17 @@ def campaign(options: argparse.Namespace) -> None:
     from helpers import campaign as library
 
     if options.merge is not None:
-        others = (options.out, options.minutes, options.jobs)
+        others = (options.out, options.minutes, options.jobs, options.cluster)
         if options.name or options.device != "auto" or any(other is not None for other in others):
             raise UserError("--merge takes a folder and nothing else")
         library.merge(options.merge)
         return
     if options.out is None or options.minutes is None:
         raise UserError("a campaign needs --minutes and --out, or --merge and the folder of an earlier one")
-    library.run(options.out, minutes=options.minutes, device=options.device, names=options.name, jobs=options.jobs)
+    if options.cluster is not None and options.jobs is not None:
+        raise UserError("--cluster has as many jobs as workers: leave --jobs out")
+    how = {"names": options.name, "jobs": options.jobs, "cluster": options.cluster}
+    library.run(options.out, minutes=options.minutes, device=options.device, **how)
 
 
 # ---------------------------------------- grammar
@@ -285,6 +292,7 @@ def register(commands: Commands) -> None:
     devices = {"default": "auto", "help": "cpu, cuda or auto (the default)"}
     images = {"type": folder, "metavar": "FOLDER", "help": "images of your own, in a folder for each class"}
     cores = {"type": threads, "metavar": "N", "help": "CPU threads"}
+    many = {"metavar": "WHERE", "help": "local:2 for two workers here, or the scheduler's tcp://host:8786 (with Dask)"}
 
     command = commands.add(
         "evaluate",
@@ -318,7 +326,8 @@ def register(commands: Commands) -> None:
         metabook train maml-omniglot-5w1s --budget 20m    stops cleanly; run it again to go on
         metabook train maml-sinusoid-5 --set inner_steps=5 --seed 3    a variant of your own
         metabook train maml-omniglot-5w1s --data-folder drawings    on your own images
-        metabook train --queue paper --budget 1h     whatever is not complete""",
+        metabook train --queue paper --budget 1h     whatever is not complete
+        metabook train --queue paper --cluster local:4   the same by four workers""",
         "Ctrl-C ends the iteration and writes checkpoint and record; a second one stops at once. A variant (--set, "
         "--seed, --out, --data-folder) is named after what was changed and never touches data/; without them the "
         "run is written to data/. A folder of images has a folder for each class, or the folders train, validation and "
@@ -346,6 +355,7 @@ def register(commands: Commands) -> None:
     command.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after this long: 90s, 20m, 1.5h")
     command.add_argument("--device", **devices)
     command.add_argument("--threads", **cores)
+    command.add_argument("--cluster", **many)
     command.add_argument("--fresh", action="store_true", help="start over; what is there is renamed to ….old")
     command.add_argument(
         "--compile",
@@ -372,6 +382,7 @@ def register(commands: Commands) -> None:
     command.add_argument(
         "--jobs", type=positive, metavar="N", help="runs side by side; one a core, at most six on a GPU"
     )
+    command.add_argument("--cluster", **many)
     command.add_argument(
         "--merge", type=folder, metavar="FOLDER", help="put the archives of FOLDER into data/; goes alone"
     )

@@ -330,6 +330,12 @@ def given_up(experiment: Experiment, folder: Path | None = None) -> bool:
     return ours and "generator" not in tensors and header["iteration"] < experiment.iterations
 
 
+def files(name: str, data: Path) -> dict[str, Path]:
+    """Where the files of a run lie in a data folder, by their endings: its checkpoint, and those of its record."""
+    folders = {SUFFIX: "checkpoints"} | dict.fromkeys(records.SUFFIXES, "records")
+    return {suffix: data / kind / f"{name}{suffix}" for suffix, kind in folders.items()}
+
+
 def load_theta(name: str, folder: Path | None = None) -> Params:
     """Meta-parameters θ from the checkpoint of an experiment, on the CPU; what was stored in half comes in single."""
     tensors, _ = read_checkpoint((folder or runtime.root() / "data" / "checkpoints") / f"{name}{SUFFIX}")

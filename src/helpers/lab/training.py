@@ -51,10 +51,12 @@ def train(
     form: str | None = None,
     data: Path | None = None,
     save_every: float = 60.0,
+    judged: bool = True,
+    arrange: Callable[[Run], None] = lambda run: None,
     progress: bool = True,
     say: Callable[[str], None] = print,
     watch: Watch | None = None,
-) -> records.Record:
+) -> records.Record | None:
     """Train an experiment, from its checkpoint where there is one, and write its record.
 
     Args:
@@ -67,12 +69,14 @@ def train(
             choice; by default ``"compiled"`` or ``"traced"``. ``"fastest"`` tries them for some seconds each.
         data: folder with ``checkpoints/`` and ``records/``; by default ``data/`` of the checkout.
         save_every: seconds between checkpoints.
+        judged: measure and record also a run that is not over; without that its checkpoint alone is written.
+        arrange: told the run before it begins; may change where it computes, not what.
         progress: show a progress bar.
         say: receives one line about how the run ended.
         watch: receives an iteration and what was measured there, the loss or the metrics, by name.
 
     Returns:
-        The record, as written to ``records/NAME.json``.
+        The record, as written to ``records/NAME.json``; None where none was.
 
     Raises:
         UserError: if the loss stops being finite (naming the iteration and the last good checkpoint), a file cannot be
@@ -95,7 +99,9 @@ def train(
         device, watch = torch.device(device), watch or (lambda *_: None)
         if ranks.number():
             progress, say, watch = False, lambda _: None, lambda *_: None
-        return _train(experiment, device, budget, fresh, how, data, path, save_every, progress, say, watch)
+        return _train(
+            experiment, device, budget, fresh, how, data, path, save_every, judged, arrange, progress, say, watch
+        )
 
 
 def _train(
@@ -107,10 +113,12 @@ def _train(
     data: Path,
     path: Path,
     save_every: float,
+    judged: bool,
+    arrange: Callable[[Run], None],
     progress: bool,
     say: Callable[[str], None],
     watch: Watch,
-) -> records.Record:
+) -> records.Record | None:
     # Found out now, not after a minute of training that could then not be kept.
     for kind in ("checkpoints", "records"):
         ranks.told(partial(runtime.ensure_writable, data / kind))
@@ -118,24 +126,22 @@ def _train(
     # Asked once, at the start: what runs is the code as it was loaded, whatever is committed meanwhile.
     commit = runtime.commit()
     run = experiment.setup(device, form == "compiled")
+    arrange(run)
     if ranks.count() > 1 and not run.divides:
         raise UserError(f"{experiment.name} is not divided among processes: train it by one, without torchrun")
     generator = runtime.generator(experiment.seed, device)
     first = run.init(generator)
     compiled, chosen = form == "compiled", bool(run.forms)  # else the experiment itself says how it runs
-    if not chosen:
-        pass
-    elif form == "fastest" and ranks.count() == 1:
+    if chosen and form == "fastest" and ranks.count() == 1:
         form = fastest(run, first, device, budget, say)
         compiled = form == "compiled"
-    else:
+    elif chosen:
         form = "traced" if form == "fastest" else form  # each rank would choose for itself
         run.use(form)
     state = State(first, experiment.outer_rate, generator, experiment.outer)
     kept = ranks.told(path.exists) and not fresh
     if kept:
-        read = ranks.told(partial(read_checkpoint, path))
-        state.restore(path, config, experiment.iterations, experiment.seed, read)
+        state.restore(path, config, experiment.iterations, experiment.seed, ranks.told(partial(read_checkpoint, path)))
     begin, started, already = state.iteration, time.monotonic(), state.seconds
     watched = experiment.watched
     if watched:
@@ -269,6 +275,8 @@ def _train(
     if not state.iteration:
         slow = f"an iteration of {experiment.name} takes longer than the {budget or 0:.0f} s that it was given"
         raise KeyboardInterrupt if asked else UserError(f"{slow}: give it more")
+    if not judged and state.iteration < experiment.iterations:
+        return None
 
     def judge() -> records.Record:
         """Evaluate what was trained, store it as it is kept, and write the record."""

@@ -45,5 +45,5 @@ FLOORS = (  # lowest first
         "from a batch of tasks to a meta-gradient | training, checkpoints, records, claims, statistics, figures",
     ),
     Floor(("experiments",), "the named, recorded experiments, one module a family"),
-    Floor(("cli", "campaign"), "the command ``metabook``, and long runs by priority"),
+    Floor(("cli", "campaign", "cluster"), "the command ``metabook``; long runs by priority; runs on many machines"),
 )
