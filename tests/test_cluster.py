@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from refusals import refused
+from tiny import Tiny
 
 from helpers import campaign, cli, cluster, experiments, runtime
 from helpers.experiments.nos import Search
@@ -18,8 +20,8 @@ from helpers.lab import checkpoints, records, training
 from helpers.optimizers.children import Children
 
 pytestmark = pytest.mark.slow
-LONG = replace(experiments.find("maml-sinusoid-5"), name="maml-sinusoid-5_long", iterations=60, test_tasks=20)
-SHORT = replace(experiments.find("maml-sinusoid-10"), name="maml-sinusoid-10_short", iterations=4, test_tasks=20)
+LONG = Tiny(name="long", iterations=150, pause=0.02)
+SHORT = replace(experiments.find("maml-sinusoid-10"), name="maml-sinusoid-10_short", iterations=2, test_tasks=20)
 SMALL = Children(train=200, valid=100, test=100, epochs=2, filters=4, chunk=4)
 SEARCH = Search("nos-digits_small", SMALL, searches=1, proposals=6, rounds=2, ppo_steps=1, recheck=2, iterations=2)
 
@@ -64,7 +66,7 @@ def test_runs_come_home_as_from_one_process_though_a_worker_was_killed(client, t
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     said = []
-    assert cluster.train([LONG, SHORT], client, data=tmp_path / "many", piece=1.0, say=said.append) == []
+    assert cluster.train([LONG, SHORT], client, data=tmp_path / "many", piece=0.7, say=said.append) == []
     killer.join()
     assert killed and {line.partition(":")[0] for line in said} == {LONG.name, SHORT.name}
     for experiment in (LONG, SHORT):
@@ -76,7 +78,7 @@ def test_runs_come_home_as_from_one_process_though_a_worker_was_killed(client, t
 
 
 def test_a_run_that_fails_stops_no_other_and_is_named(client, tmp_path):
-    wrong = replace(SHORT, name="maml-sinusoid-10_wrong", outer_rate=1e30, iterations=200)
+    wrong = Tiny(name="wrong", poison=3)
     said = []
     assert cluster.train([wrong, SHORT], client, data=tmp_path, say=said.append) == [wrong.name]
     assert any("no longer finite" in line for line in said)
@@ -84,7 +86,7 @@ def test_a_run_that_fails_stops_no_other_and_is_named(client, tmp_path):
 
 
 def test_when_the_time_is_over_what_is_there_is_measured(client, tmp_path):
-    endless = replace(LONG, name="maml-sinusoid-5_endless", iterations=10_000_000)
+    endless = replace(LONG, name="endless", iterations=10_000_000)
     cluster.train([endless], client, data=tmp_path, budget=2.0, piece=1.0, say=str)
     record = records.load(endless.name, where=tmp_path / "records")
     assert record["status"] == "partial" and record["iterations"]["done"] > 0
@@ -100,11 +102,13 @@ def test_children_are_tried_elsewhere_with_the_same_log(client, tmp_path):
             torch.testing.assert_close(one[name], many[name], rtol=0, atol=0, msg=name)
 
 
-def test_a_campaign_on_a_cluster_packs_what_came_home(tmp_path):
-    packs = campaign.run(
-        tmp_path / "out", minutes=0.8, device="cpu", names=["turtles-random"], cluster="local:1", data=tmp_path / "data"
-    )
-    assert campaign.merge(tmp_path / "out", tmp_path / "data", say=str) == ["turtles-random"] and packs
+def test_a_campaign_on_a_cluster_packs_what_came_home(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "connected", lambda where: nullcontext(client))
+    monkeypatch.setattr(experiments, "catalogue", lambda: {"short": Tiny(name="short", iterations=5)})
+    out, data = tmp_path / "out", tmp_path / "data"
+    assert campaign.run(out, minutes=1, device="cpu", names=["short"], cluster="local:1", data=data)
+    assert campaign.merge(out, data, say=str) == ["short"]
+    assert records.load("short", where=data / "records")["status"] == "complete"
 
 
 def test_what_is_no_cluster_is_refused(monkeypatch):

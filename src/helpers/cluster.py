@@ -155,11 +155,11 @@ def train(
     }
 
     def send(experiment: Experiment) -> Any:
-        left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
+        left = piece if budget is None else budget - (time.monotonic() - started)
         files = {s: path.read_bytes() for s, path in places[experiment.name].items() if path.exists()}
-        last = left is not None and left <= piece
+        last = left <= 0  # what came home is measured, after one more iteration
         future = client.submit(
-            go_on, experiment, files, left if last else piece, last, settings,
+            go_on, experiment, files, max(0.0, min(left, piece)), last, settings,
             key=f"{experiment.name}-{time.monotonic_ns()}", priority=-list(places).index(experiment.name), **needs,
         )  # fmt: skip
         running[future] = (experiment, last)
