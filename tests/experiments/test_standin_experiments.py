@@ -36,7 +36,10 @@ def test_two_iterations_and_the_evaluation(name, tmp_path, little, monkeypatch):
     assert record["provenance"]["slices"][0]["device"] == record["provenance"]["evaluated"]["device"] == "stand-in"
 
 
-LONG = ("nos", "nos-transfer", "imaml", "modelfree", "comparison-maml", "jets-imaml-proportions", "maml-Omniglot")
+LONG = (
+    "nos", "nos-transfer", "imaml", "modelfree", "comparison-maml", "jets-imaml-proportions", "maml-Omniglot",
+    "navigation",
+)  # fmt: skip
 
 
 class Late(Exception):

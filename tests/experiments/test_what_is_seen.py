@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 MEASURED_ALONE = ("nos", "nos-transfer")  # the same images for all; see the tests of these two below
 TUNED = (  # beginnings of the names of what chooses something on tasks of its own
     "maml-sinusoid", "sine", "inverse", "car", "mass", "arm", "digits", "modelfree", "languages", "jets-maml",
-    "jets-reptile", "jets-imaml", "jets-images", "jets-matrix", "turtles",
+    "jets-reptile", "jets-imaml", "jets-images", "jets-matrix", "turtles", "navigation",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from helpers.experiments import (
     jets_cuts,
     jets_matrix,
     maml,
+    maml_navigation,
     metanmt,
     ml3,
     ml3_control,
@@ -91,6 +92,10 @@ MINIATURES = {
     },
     "maml-mlp": lambda: on_omniglot(maml.Omniglot, network="mlp", estimator="fomaml", **FAST),
     "maml-sinusoid": lambda: maml.SinusoidStudy("mini", hidden=(4,), meta_batch=2, test_tasks=3, test_steps=(0, 1, 10)),
+    "navigation": lambda: maml_navigation.NavigationStudy(
+        "mini", trajectories=3, curvature=2, horizon=5, hidden=(4,), meta_batch=2, seeds=2, test_tasks=3,
+        test_trajectories=2, test_steps=(0, 1, 2), tuning_rates=(0.1, 0.5), tuning_tasks=2,
+    ),
     "reptile": lambda: on_omniglot(reptile.Omniglot, inner_steps=1, meta_batch=1, test_steps=2, spot_tasks=2),
     "reptile-combinations": lambda: on_omniglot(reptile.Combinations, longest=2, test_steps=1),
     "reptile-sine": lambda: reptile.SineDemo("mini", hidden=(4,), test_tasks=3, test_steps=(0, 1)),

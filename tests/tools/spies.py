@@ -24,6 +24,7 @@ from helpers.experiments import (
     jets,
     jets_matrix,
     maml,
+    maml_navigation,
     ml3,
     ml3_digits,
     ml3_modelfree,
@@ -36,6 +37,7 @@ from helpers.lab.ranking import Judge
 from helpers.lab.translation import Translating
 from helpers.optimizers.child_training import Population
 from helpers.tasks import digits, glyphs, names, omniglot
+from helpers.tasks.control.navigation import Navigation
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
 from helpers.tasks.episodes import FewShot
@@ -195,8 +197,9 @@ class Spy:
                 ),
             )  # fmt: skip
         self._watch(cuts, "seen", lambda found, samples, domain, process, split: Draw(frozenset({split}), frozenset()))
-        for env in (PointMass, Reacher):
+        for env in (PointMass, Reacher, Navigation):
             self._watch(env, "goals", lambda found, *_: _numbers(found))
+        self._watch(Navigation, "published_goals", lambda found, *_: _numbers(found))
         self._watch(Reacher, "reset", lambda found, *_: _numbers(found))
         self._watch(ml3, "motions", lambda found, *_: _numbers(found.x))
         for place in (ml3, ml3_study):
@@ -208,6 +211,7 @@ class Spy:
         """What chooses rates and steps; of two methods the arguments say on what."""
         for owner, name in (
             (maml.SinusoidTraining, "_tuned"),
+            (maml_navigation.NavigationTraining, "tuned"),
             (paradigms.WayTraining, "settings"),
             (jets.TaggingTraining, "tuned"),
             (ml3_study.Training, "tuned"),

@@ -56,6 +56,14 @@ MEANINGS: dict[str, dict[str, str]] = {
         },
         "pretrained_rate": "fine-tuning rate of the pretrained network, the best on validation tasks",
     },
+    "NavigationStudy": {
+        "POLICY_return_STEPS": "return at new goals after so many policy-gradient steps, of maml, of a policy "
+        "pretrained on all goals, of a random one, of the oracle, which sees the goal, or of maml at a constant rate; "
+        "the interval is over training seeds",
+        "POLICY_return_STEPS_by_goal": "the same return, with an interval over the goals",
+        "POLICY_rate": "rate of the first step, the best on other goals",
+        "POLICY_taken": "share of the outer steps for which a length within the trust region was found",
+    },
     "SineDemo": {
         "reptile_mse_STEPS": "mean squared error on the whole wave after so many inner steps from Reptile's start",
         "scratch_mse_STEPS": "mean squared error on the whole wave after so many inner steps from a fresh network",

@@ -17,7 +17,7 @@ class GaussianPolicy:
     """Actions from a normal distribution with independent coordinates: its mean is a network's, its deviation free.
 
     Parameters are those of ``mean`` and ``log_std`` ``[actions]``; the deviation is ``smallest_std`` + exp(log_std), so
-    that no update ends the exploration. Called, it gives mean and deviation ``[n, 2 actions]``.
+    that no update ends the exploration. Called, it gives mean and deviation ``[..., 2 actions]``.
 
     Attributes:
         mean: from an observation to an action, in units of ``max_action``.
@@ -44,8 +44,8 @@ class GaussianPolicy:
         return self.mean.head
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
-        """Mean and deviation, ``[n, 2 actions]``, at observations ``x`` ``[n, observation]``."""
-        mean = self.mean(params, x)
+        """Mean and deviation, ``[..., 2 actions]``, at observations ``x`` ``[..., observation]``."""
+        mean = self.mean(params, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
         return torch.cat([mean, (self.smallest_std + params["log_std"].exp()).expand_as(mean)], -1)
 
     def is_adapted(self, name: str) -> bool:

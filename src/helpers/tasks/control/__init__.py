@@ -5,11 +5,13 @@ that a whole rollout has derivatives of any order, and works under ``vmap``. An 
 limit; derivatives are those of what is computed, thus 0 beyond a limit.
 
 There is no episode end and no reward. :func:`rollout` gives the states and actions of a fixed horizon, and
-``env.loss`` says how good they were, one number for each trajectory.
+``env.loss`` says how good they were, one number for each trajectory. A :class:`Navigation` is for policies that learn
+from rewards alone: it says which steps an episode has lived, and has no loss.
 """
 
 from helpers.tasks.control.experience import Experience, act, advantages, reward, sample, to_go
 from helpers.tasks.control.mountain_car import MountainCar
+from helpers.tasks.control.navigation import Navigation
 from helpers.tasks.control.point_mass import PointMass
 from helpers.tasks.control.reacher import Reacher
 from helpers.tasks.control.rollout import Rollout, random_rollouts, rollout
@@ -19,6 +21,7 @@ __all__ = [
     "Control",
     "Experience",
     "MountainCar",
+    "Navigation",
     "PointMass",
     "Reacher",
     "Rollout",
