@@ -84,7 +84,7 @@ class NavigationStudy(Experiment):
     test_trajectories: int = 40
     test_steps: tuple[int, ...] = (0, 1, 2, 3, 4)
     tuning_rates: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0)
-    tuning_tasks: int = 20
+    tuning_tasks: int = 10
     evaluate_every: int = 25
     start: str | None = None
     paper: str = "maml"
