@@ -162,6 +162,20 @@ def test_before_the_step_ratios_are_one_and_the_divergence_is_zero():
     assert judged(search.learner, theta, tasks)[1].abs() < 1e-6
 
 
+def test_the_divergence_is_of_the_new_policies_from_those_that_sampled():
+    """Averaged over the steps that were lived."""
+    search, theta, _, tasks = case()
+    away = {name: value + 0.3 for name, value in theta.items()}
+    found, learner = [], search.learner
+    for i in range(3):
+        support, query = (Examples(*(t[i] for t in part)) for part in tasks)
+        outputs = learner.outputs(learner.adapt(away, support), query.x)
+        lived = query.y[..., -1].bool()
+        old, new = (torch.distributions.Normal(*o[lived].chunk(2, -1)) for o in (query.y[..., 2:6], outputs))
+        found.append(torch.distributions.kl_divergence(old, new).sum(-1))
+    torch.testing.assert_close(judged(learner, away, tasks)[1], torch.cat(found).mean())
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_fisher_products_are_those_of_the_divergences_second_derivative(steps):
     search, theta, _, tasks = case(steps=1)
