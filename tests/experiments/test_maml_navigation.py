@@ -121,3 +121,14 @@ def test_going_on_from_another_run(ready, tmp_path, monkeypatch):
 def test_what_is_unknown_is_refused():
     assert "must be one of pretrained, random, oracle" in refused(lambda: replace(SMALL, compared=("teacher",)))
     assert "must be one of score, ratio, trajectory" in refused(lambda: replace(SMALL, surrogate="dice"))
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path, monkeypatch):
+    unrecorded(monkeypatch)
+    short = replace(SMALL, iterations=2, compared=("oracle",))
+    quiet = {"progress": False, "say": lambda _: None}
+    for _ in range(short.iterations):
+        training.train(short, data=tmp_path / "parts", budget=0.0, **quiet)
+    training.train(short, data=tmp_path / "whole", **quiet)
+    parts, whole = (checkpoints.load_theta("mini", tmp_path / kind / "checkpoints") for kind in ("parts", "whole"))
+    assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from helpers.estimators.explicit import maml
 from helpers.learners.descent import GradientDescent
+from helpers.models.policies import GaussianPolicy
 from helpers.numerics.tracing import traced
 from helpers.optimizers.trust_region import Moved, natural_step
 from helpers.tasks.control.experience import act
@@ -21,11 +22,11 @@ from helpers.types import Examples, Params, Tasks
 __all__ = ["PolicySearch", "descend", "fisher_product", "judged", "policy_descent"]
 
 
-def policy_descent(policy, kind: str, rate: float, steps: int = 1) -> GradientDescent:
+def policy_descent(policy: GaussianPolicy, kind: str, rate: float, steps: int = 1) -> GradientDescent:
     """The learner: policy-gradient steps on sampled experience, judged by the likelihood ratio.
 
     Args:
-        policy: a :class:`~helpers.models.policies.GaussianPolicy`.
+        policy: what adapts, all of it.
         kind: of the inner loss, a key of :data:`~helpers.tasks.control.surrogates.SURROGATES`.
         rate: the inner rate α.
         steps: inner steps; with 0 the policy is judged as it is.

@@ -5,8 +5,9 @@ that a whole rollout has derivatives of any order, and works under ``vmap``. An 
 limit; derivatives are those of what is computed, thus 0 beyond a limit.
 
 There is no episode end and no reward. :func:`rollout` gives the states and actions of a fixed horizon, and
-``env.loss`` says how good they were, one number for each trajectory. A :class:`Navigation` is for policies that learn
-from rewards alone: it says which steps an episode has lived, and has no loss.
+``env.loss`` says how good they were, one number for each trajectory. One environment is for policies that learn from
+rewards alone (:class:`~helpers.tasks.control.navigation.Navigation`): it says which steps an episode has lived, and has
+no loss.
 """
 
 from helpers.tasks.control.experience import Experience, act, advantages, reward, sample, to_go

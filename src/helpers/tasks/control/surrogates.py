@@ -66,6 +66,7 @@ def trajectory(new: Tensor, old: Tensor, advantage: Tensor) -> Tensor:
 SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "score": score, "ratio": ratio, "trajectory": trajectory,
 }  # fmt: skip
+"""The terms of the losses by name: of densities and an advantage, before weighing and averaging."""
 
 
 def surrogate(kind: str, log_density: Callable[[Tensor, Tensor], Tensor] = log_probability) -> Callable:
