@@ -101,6 +101,7 @@ def run(
     names: Sequence[str] = (),
     jobs: int | None = None,
     cluster: str | None = None,
+    tf32: bool = False,
     data: Path | None = None,
     save_every: float = 60.0,
     say: Callable[[str], None] = print,
@@ -114,6 +115,7 @@ def run(
         names: experiments instead of the plan's, in their order.
         jobs: side by side; by default one a core, on a GPU at most six.
         cluster: train on the workers of this Dask cluster instead (:func:`helpers.cluster.connected`).
+        tf32: let a GPU round products to TF32 (:func:`helpers.runtime.allow_tf32`).
         data: where checkpoints and records are; by default ``data/`` of the checkout. It stays as it is.
         save_every: seconds between checkpoints.
         say: receives a line about everything that begins or ends.
@@ -128,6 +130,7 @@ def run(
     """
     started = time.monotonic()
     where = runtime.pick_device(device) if cluster is None else torch.device(device.replace("auto", "cpu"))
+    runtime.allow_tf32(False)  # for the comparison
     data, known = data or runtime.root() / "data", experiments.catalogue()
     for name in names:
         experiments.find(name)
@@ -157,7 +160,7 @@ def run(
 
                 many.train_until(end, GRACE[where.type], cluster, [known[n] for n in queue], work, where.type, say)
             else:
-                begin = partial(_start, device=where.type, work=work, save_every=save_every)
+                begin = partial(_start, device=where.type, work=work, save_every=save_every, tf32=tf32)
                 _side_by_side(queue, begin, work, jobs, end, GRACE[where.type], say)
         finally:
             packs = pack(out, data, say)
@@ -214,23 +217,24 @@ def _bring(name: str, data: Path, work: Path) -> None:
             shutil.copyfile(source, target)
 
 
-def _start(name: str, budget: float, device: str, work: Path, save_every: float) -> subprocess.Popen:
+def _start(name: str, budget: float, device: str, work: Path, save_every: float, tf32: bool) -> subprocess.Popen:
     """Train one experiment in a process of its own."""
     command = [sys.executable, "-c", "import sys; from helpers.campaign import work; sys.exit(work(*sys.argv[1:]))"]
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (work / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
-            [*command, name, device, str(work), f"{budget:.1f}", str(save_every)],
+            [*command, name, device, str(work), f"{budget:.1f}", str(save_every), "tf32" * tf32],
             env={**os.environ, **runtime.ONE_THREAD, "PYTHONPATH": path},
             stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C comes to this process alone, which then stops the others
         )  # fmt: skip
 
 
-def work(name: str, device: str, data: str, budget: str, save_every: str) -> int:
+def work(name: str, device: str, data: str, budget: str, save_every: str, tf32: str = "") -> int:
     """What a process of the campaign does: train one experiment in the fastest form, then evaluate it."""
     torch.set_num_threads(1)
     runtime.keep_memory()
+    runtime.allow_tf32(bool(tf32))
     if device == "cpu":
         runtime.fast_products()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

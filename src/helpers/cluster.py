@@ -70,6 +70,7 @@ def _ready(device: torch.device | str) -> None:
     """Make a worker compute as a command alone would, with one thread."""
     torch.set_num_threads(1)
     runtime.keep_memory()
+    runtime.allow_tf32(False)
     if torch.device(device).type == "cpu":
         runtime.fast_products()
 

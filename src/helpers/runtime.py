@@ -161,6 +161,15 @@ def fast_products() -> bool:
     return False
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether a GPU may round the factors of float32 products to TF32, which keeps three digits and is faster.
+
+    PyTorch allows it in convolutions and not in matrix products; here it is one choice, for the whole process, and
+    records name it (:func:`machine`).
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
     """Bytes of tensors alive at the worst moment of ``function()``, beyond what was alive before it.
 
@@ -331,7 +340,7 @@ def origin(commit: str, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a record says about where it was computed: processor or GPU, threads and versions."""
+    """What a record says about where it was computed: processor or GPU (with TF32 or without), threads, versions."""
     device = torch.device(device)
     processor = platform.processor() or platform.machine()
     try:
@@ -345,4 +354,9 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": platform.system(),
+        **(
+            {"tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32}
+            if device.type == "cuda"
+            else {}
+        ),
     }

@@ -6,7 +6,8 @@ what was put there, and an operation raises where a real card would, above all w
 A device belongs to a storage, so that is what is marked: views, saved tensors, gradients and the wrappers of
 ``torch.func`` all lead to one. A ``TorchDispatchMode`` sees every operation below autograd and ``torch.func``, checks
 the marks of what goes in and marks what comes out; what Python asks of a tensor without an operation (``.device``,
-``.to``, ``.numpy``) is replaced on ``torch.Tensor``. ``torch.compile`` is the identity.
+``.to``, ``.numpy``) is replaced on ``torch.Tensor``. ``torch.compile`` is the identity, and :class:`Graph` stands for a
+CUDA graph. :class:`Launches` counts what a program asks of the card, and where it waits for it.
 
 Where PyTorch itself makes a tensor inside a composite operation or a backward pass, it makes it on what it takes for
 the device, the CPU. Such a tensor is marked as neutral: it goes with either device and takes on that of its company.
@@ -23,7 +24,8 @@ import torch
 import torch._decomp.decompositions_for_jvp  # compiles Python source at import: before anything is replaced
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
 NEUTRAL = "neutral"
@@ -40,6 +42,7 @@ _to, _numpy, _deepcopy = Tensor.to, Tensor.numpy, Tensor.__deepcopy__
 _device, _on_cpu = torch._C.TensorBase.device.__get__, torch._C.TensorBase.is_cpu.__get__
 _marks: dict[int, tuple[StorageWeakRef, Any]] = {}  # by the address of a storage, which a weak reference keeps its own
 _generators: set[int] = set()
+_capturing: set[int] = set()  # those with which a capture began, and did not end well
 _asked = 0  # whether a device was named from Python at this moment, and not by PyTorch
 
 
@@ -96,10 +99,7 @@ def _tensors(values) -> list[Tensor]:
 class _Card(TorchDispatchMode):
     """Checks and marks every operation on tensors that have values."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """False: nothing is compiled here, and the guard against it would cost as much as the check itself."""
-        return False
+    _should_skip_dynamo = classmethod(lambda cls: False)  # nothing is compiled here, and the guard would cost as much
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         tensors = _tensors(args)
@@ -135,6 +135,8 @@ class _Card(TorchDispatchMode):
             mark = NEUTRAL
         if kwargs.get("generator") is not None:
             theirs = CARD if kwargs["generator"]._cdata in _generators else CPU
+            if kwargs["generator"]._cdata in _capturing and _Capture.current is None:
+                raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
             if mark is not NEUTRAL and mark is not theirs:
                 raise RuntimeError(
                     f"Expected a '{mark.type}' device type for generator but found '{theirs.type}' ({function})"
@@ -173,6 +175,152 @@ def _checked(function, packet, args: tuple, tensors: list[Tensor]) -> Any:
             f"({function})"
         )
     return found.pop() if found else NEUTRAL
+
+
+# ---------------------------------------- launches, and graphs of them
+_NO_KERNEL = {_ATEN._unsafe_view, _ATEN.lift_fresh, _ATEN.empty, _ATEN.empty_like, _ATEN.empty_strided, _ATEN.new_empty,
+              _ATEN.new_empty_strided, _ATEN._local_scalar_dense}  # fmt: skip
+_OF_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # what the host must know to go on
+_running: list[Launches] = []
+
+
+def _on_card(function, args, kwargs, results) -> bool:
+    """Whether an operation runs on the card: what PyTorch made by itself would lie there."""
+    found = _tensors((*args, *kwargs.values())) + _tensors((results,))
+    return any(_mark(tensor) is not CPU for tensor in found)
+
+
+def _waits(function, args, kwargs, results) -> bool:
+    """Whether the host waits for the card: it asks for values, or copies to or from memory that is not pinned."""
+    packet, given = function.overloadpacket, _tensors((*args, *kwargs.values()))
+    if packet is _ATEN.index:  # by truth values, of which the number decides the shape
+        return any(t is not None and t.dtype in (torch.bool, torch.uint8) and _mark(t) is CARD for t in args[1])
+    if _OF_VALUES & set(function.tags):
+        return any(_mark(tensor) is not CPU for tensor in given)
+    if packet in (_ATEN._to_copy, _ATEN.copy_):
+        ends = [_mark(tensor) for tensor in (*given, results)]
+        return CARD in ends and CPU in ends
+    return False
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that launch a kernel on the card, a replay of a graph as one, and lists those that wait.
+
+    An operation of PyTorch launches one kernel as a rule, and sometimes a few; a view launches none.
+    """
+
+    _should_skip_dynamo = _Card._should_skip_dynamo
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.waits = 0, []
+
+    def __enter__(self):
+        _running.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        _running.remove(self)
+        super().__exit__(*exception)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        call = function, args, kwargs or {}, results
+        if _on_card(*call):
+            self.count += not function.is_view and function.overloadpacket not in _NO_KERNEL
+            if _waits(*call):
+                self.waits.append(str(function))
+        return results
+
+
+class Graph:
+    """A CUDA graph: what is captured is written down, takes effect when it is replayed, and then in the same places.
+
+    As on a card the results hold nothing before the first replay, what a captured program writes into is as it was
+    before, floats and the host's own work are constants, an operation that waits is an error, and so is a generator
+    that was not registered; one that was in use when a capture failed draws no more.
+    """
+
+    def __init__(self) -> None:
+        self.generators: dict[int, Generator] = {}
+        self.calls: list[tuple] = []
+
+    def register_generator_state(self, generator: Generator) -> None:
+        self.generators[generator._cdata] = generator
+
+    def replay(self) -> None:
+        for counter in _running:
+            counter.count += 1
+        with _disable_current_modes(), torch.no_grad():
+            for function, args, kwargs, results in self.calls:
+                made = function(*args, **kwargs)
+                if not function._schema.is_mutable:
+                    for old, new in zip(_tensors((results,)), _tensors((made,)), strict=True):
+                        old.copy_(new)
+
+
+class _Capture(TorchDispatchMode):
+    """``torch.cuda.graph``."""
+
+    _should_skip_dynamo = _Card._should_skip_dynamo
+    current: _Capture | None = None
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph, self.before, self.made = graph, {}, set()
+
+    def __enter__(self):
+        _Capture.current = self
+        _capturing.update(self.graph.generators)
+        self.states = [(generator, generator.get_state()) for generator in self.graph.generators.values()]
+        return super().__enter__()
+
+    def __exit__(self, kind, *rest):
+        super().__exit__(kind, *rest)
+        _Capture.current = None
+        with _disable_current_modes(), torch.no_grad():
+            for storage, values in self.before.values():
+                storage.copy_(values)
+            for _, _, _, results in self.graph.calls:
+                for one in _tensors((results,)):
+                    if one.is_floating_point() and one.untyped_storage()._cdata in self.made:
+                        one.fill_(torch.nan)
+        for generator, state in self.states:
+            generator.set_state(state)
+        if kind is None:
+            _capturing.difference_update(self.graph.generators)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        drawn = kwargs.get("generator")
+        if drawn is not None and drawn._cdata not in self.graph.generators:
+            raise RuntimeError("the generator of a capture must be registered with its graph")
+        names = [argument.name for argument in function._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        for argument in function._schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in _tensors((given.get(argument.name),)):
+                    storage = tensor.untyped_storage()
+                    if storage._cdata not in self.made and _mark(tensor) is not CPU:
+                        self.before.setdefault(storage._cdata, (storage, storage.clone()))
+        results = function(*args, **kwargs)
+        call = function, args, kwargs, results
+        if not _on_card(*call):
+            return results
+        if _waits(*call):
+            raise RuntimeError(f"operation not permitted when stream is capturing ({function})")
+        if not function.is_view and function.overloadpacket not in (_ATEN._unsafe_view, _ATEN.lift_fresh):
+            if not function._schema.is_mutable:
+                self.made |= {one.untyped_storage()._cdata for one in _tensors((results,))}
+            placed = kwargs | ({"device": CPU} if kwargs.get("device") is not None else {})
+            self.graph.calls.append((function, args, placed, results))
+        return results
+
+
+class _Stream:
+    """``torch.cuda.Stream``: there is one order of things."""
+
+    wait_stream = staticmethod(lambda other: None)
 
 
 # ---------------------------------------- what Python asks without an operation
@@ -274,8 +422,18 @@ class Generator(torch.Generator):
 
     def __del__(self):
         _generators.discard(self._cdata)
+        _capturing.discard(self._cdata)
 
     device = property(lambda self: self.kind)
+
+    def clone_state(self) -> Generator:
+        other = Generator(self.kind)
+        super(Generator, other).set_state(super().get_state())
+        return other
+
+    def graphsafe_set_state(self, other: Generator) -> None:
+        super().set_state(super(Generator, other).get_state())
+        _capturing.discard(self._cdata)
 
     def get_state(self) -> Tensor:
         state = super().get_state()
@@ -329,8 +487,20 @@ def card() -> Iterator[None]:
             "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "stand-in",
             "synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None, "memory_allocated": 0,
             "max_memory_allocated": 1 << 20, "_lazy_init": None, "manual_seed_all": None,
+            "current_stream": _Stream(), "stream": contextlib.nullcontext(),
         }  # fmt: skip
         for name, value in card.items():
             replace(torch.cuda, name, lambda *_, value=value, **__: value)
+        graphs = {"CUDAGraph": Graph, "graph": _Capture, "Stream": _Stream}
+        graphs["is_current_stream_capturing"] = lambda: _Capture.current is not None
+        for name, value in graphs.items():
+            replace(torch.cuda, name, value)
+        grouped = Optimizer._group_tensors_by_device_and_dtype
+
+        def groups(lists, with_indices=False):
+            found = grouped(lists, with_indices)
+            return {(device_of(group[0][0][0]), kind[1]): group for kind, group in found.items()}
+
+        replace(Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(groups))
         stack.enter_context(_Card())
         yield

@@ -16,7 +16,7 @@ def train(options: argparse.Namespace) -> int:
 
     given = {"--set and --seed": options.settings, "--out": options.out, "--data-folder": options.data_folder}
     given |= {"--fresh": options.fresh, "--compile": options.compile, "--tensorboard": options.tensorboard}
-    given |= {"--threads": options.threads}
+    given |= {"--threads": options.threads, "--tf32": options.tf32}
     for option, value in given.items():
         if value:
             raise UserError(f"{option} is for a run on this machine: leave it out, or leave --cluster out")

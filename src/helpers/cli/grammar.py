@@ -78,7 +78,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def ready(options: argparse.Namespace) -> Any:
-    """Make this process ready for its ``--threads``, and return the torch device that ``--device`` names."""
+    """Make this process ready for ``--threads`` and ``--tf32``, and return the torch device that ``--device`` names."""
     import torch
 
     from helpers import runtime
@@ -86,6 +86,7 @@ def ready(options: argparse.Namespace) -> Any:
     device = runtime.pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
+    runtime.allow_tf32(getattr(options, "tf32", False))
     runtime.keep_memory()
     return device
 

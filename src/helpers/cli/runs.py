@@ -109,7 +109,7 @@ def _refuse_mixtures(options: argparse.Namespace, own: bool) -> None:
             f"--{key}" for key in ("tensorboard", "budget", "threads", "cluster") if getattr(options, key) is not None
         ]
         given += ["--fresh"] * options.fresh + ["--[no-]compile"] * (options.compile is not None)
-        given += ["--device"] * (options.device != "auto")
+        given += ["--device"] * (options.device != "auto") + ["--tf32"] * options.tf32
         if given:
             raise UserError(f"{given[0]} is for what is trained: name an experiment or a queue")
 
@@ -145,8 +145,9 @@ def _train_now(experiment, budget: float | None, watched_in: Path | None, settin
     from helpers.lab import tensorboard, training
     from helpers.numerics import ranks
 
-    if settings["compiled"] is None:
-        settings = settings | {"compiled": experiment.iterations >= WORTH_COMPILING and runtime.can_compile()}
+    if settings["compiled"] is None:  # on a GPU one graph does as much, at once
+        worth = settings["device"].type == "cpu" and experiment.iterations >= WORTH_COMPILING
+        settings = settings | {"compiled": worth and runtime.can_compile()}
     if settings["compiled"]:
         print("compiling, where that is possible, takes minutes; --no-compile starts at once", file=sys.stderr)
     watched_in = watched_in if ranks.number() == 0 else None
@@ -273,7 +274,7 @@ def campaign(options: argparse.Namespace) -> None:
     from helpers import campaign as library
 
     if options.merge is not None:
-        others = (options.out, options.minutes, options.jobs, options.cluster)
+        others = (options.out, options.minutes, options.jobs, options.cluster, options.tf32 or None)
         if options.name or options.device != "auto" or any(other is not None for other in others):
             raise UserError("--merge takes a folder and nothing else")
         library.merge(options.merge)
@@ -282,7 +283,9 @@ def campaign(options: argparse.Namespace) -> None:
         raise UserError("a campaign needs --minutes and --out, or --merge and the folder of an earlier one")
     if options.cluster is not None and options.jobs is not None:
         raise UserError("--cluster has as many jobs as workers: leave --jobs out")
-    how = {"names": options.name, "jobs": options.jobs, "cluster": options.cluster}
+    if options.cluster is not None and options.tf32:
+        raise UserError("the workers of a cluster train without TF32: leave --tf32 out")
+    how = {"names": options.name, "jobs": options.jobs, "cluster": options.cluster, "tf32": options.tf32}
     library.run(options.out, minutes=options.minutes, device=options.device, **how)
 
 
@@ -292,6 +295,7 @@ def register(commands: Commands) -> None:
     devices = {"default": "auto", "help": "cpu, cuda or auto (the default)"}
     images = {"type": folder, "metavar": "FOLDER", "help": "images of your own, in a folder for each class"}
     cores = {"type": threads, "metavar": "N", "help": "CPU threads"}
+    rounding = {"action": "store_true", "help": "let a GPU round products to TF32, faster; the record names it"}
     many = {"metavar": "WHERE", "help": "local:2 for two workers here, or the scheduler's tcp://host:8786 (with Dask)"}
 
     command = commands.add(
@@ -360,8 +364,8 @@ def register(commands: Commands) -> None:
     command.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="compile the training step first: minutes of waiting, then faster; the default for long runs where it can "
-        "work; a run goes on bit for bit only with the choice that it began with",
+        help="compile the training step first: minutes of waiting, then faster; the default for long runs on a CPU "
+        "where it can work; a run goes on bit for bit only with the choice that it began with",
     )
 
     command = commands.add(
@@ -376,6 +380,7 @@ def register(commands: Commands) -> None:
         "--minutes", type=minutes, metavar="M", help="wall time, with evaluations and packing; needs --out"
     )
     command.add_argument("--device", **devices)
+    command.add_argument("--tf32", **rounding)
     command.add_argument(
         "--out", type=folder, metavar="FOLDER", help="folder for the archives to take home; a second call goes on in it"
     )

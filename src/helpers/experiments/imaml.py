@@ -151,9 +151,8 @@ class OmniglotTraining(FewShotRun):
         """The implicit gradient, its pieces in this form."""
         e = self.experiment
         solver = partial(conjugate_gradient, steps=e.cg_steps, damping=e.damping)
-        pieces = "traced" if form == "captured" else form
-        self.implicit = estimators.ImplicitGradient(solver, by=tracing.FORMS[pieces] if form != "eager" else None)
-        return tracing.captured(self.implicit) if form == "captured" else self.implicit
+        self.implicit = estimators.ImplicitGradient(solver, by=tracing.FORMS[form] if form != "eager" else None)
+        return self.implicit
 
     def draw(self, classes: ImageClasses, seed: int = TEST_SEED, count: int | None = None) -> Tasks:
         """``count`` tasks (those of a test)."""

@@ -12,7 +12,7 @@ from helpers import estimators, losses, runtime
 from helpers.estimators.explicit import combinations, slug
 from helpers.lab import evaluation, seeds, statistics
 from helpers.lab.evaluation import PREDICTED, Predictor, minibatch_episodes
-from helpers.lab.experiment import Experiment, Run
+from helpers.lab.experiment import Experiment
 from helpers.lab.few_shot import FewShotExperiment, FewShotRun, OnOmniglot
 from helpers.lab.seeds import SideBySide
 from helpers.lab.statistics import Tolerance
@@ -150,6 +150,7 @@ class Combinations(OnOmniglot):
     """
 
     headline = "inductive_accuracy"
+    meta_batch = 1  # no field: an iteration is one task
 
     name: str
     ways: int = 5
@@ -174,23 +175,23 @@ class Combinations(OnOmniglot):
 
     def setup(self, device: torch.device, compiled: bool) -> CombinationsTraining:
         """Load the images and build the estimators."""
-        return CombinationsTraining(self, self.classes("train"), self.classes("test"), device)
-
-
-class CombinationsTraining(Run):
-    """The ten networks on one device."""
-
-    def __init__(self, experiment: Combinations, train: ImageClasses, test: ImageClasses, device: torch.device) -> None:
-        self.experiment, self.device, self.learner = experiment, device, experiment.learner()
-        e = experiment
-        self.weights = combinations(e.longest)
         # All twenty images of a class are needed for the longest path, so none is left for queries of their own.
-        half = e.shots * e.longest // 2
-        self.family = FewShot(train.to(device), e.ways, half, half)
-        self.test = test
-        self.estimators = {
-            name: tracing.traced(estimators.combination(weights)) for name, weights in self.weights.items()
-        }
+        half = self.shots * self.longest // 2
+        family = FewShot(self.classes("train").to(device), self.ways, half, half)
+        return CombinationsTraining(self, family, device, compiled, self.classes("test"))
+
+
+@dataclass(eq=False)
+class CombinationsTraining(FewShotRun):
+    """The ten networks on one device; ``test`` are the classes that they are judged on."""
+
+    test: ImageClasses | None = None
+
+    divides = False
+
+    def __post_init__(self) -> None:
+        self.weights = combinations(self.experiment.longest)
+        super().__post_init__()
         self.predict = Predictor(tracing.traced)
 
     def init(self, generator: torch.Generator) -> Params:
@@ -198,20 +199,33 @@ class CombinationsTraining(Run):
         theta = self.learner.init(generator)
         return {f"{kind}/{name}": value for kind in self.weights for name, value in theta.items()}
 
-    def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
-        """The ten combinations on the same task, in the units of the inner rate; the loss is the mean of all, each
-        measured on the first minibatch after its inner path."""
-        e, gradients, all_losses = self.experiment, {}, []
-        examples = merge_support_query(self.family.sample(1, generator))
-        batches = minibatches(examples, e.inner_batch, e.longest, generator)
-        query = tree_map(lambda t: t[:, 0], batches)
-        for kind, weights in self.weights.items():
-            self.check_clock()
-            support = tree_map(lambda t: t[:, : len(weights)], batches)  # noqa: B023
-            gradient, loss = self.estimators[kind](self.learner, subtree_of(theta, kind), Tasks(support, query))
-            gradients |= {f"{kind}/{name}": e.inner_rate * g for name, g in gradient.items()}
-            all_losses.append(loss.mean())
-        return gradients, torch.stack(all_losses).mean()
+    def estimator_in(self, form: str) -> Estimator:
+        """The ten combinations on the same task, in the units of the inner rate; each loss is measured on the first
+        minibatch after its inner path."""
+        each = {kind: tracing.FORMS[form](estimators.combination(weights)) for kind, weights in self.weights.items()}
+
+        def run(learner: MinibatchDescent, theta: Params, tasks: Tasks) -> tuple[Params, Tensor]:
+            gradients, all_losses = {}, []
+            for kind, weights in self.weights.items():
+                self.check_clock()
+                support = tree_map(lambda t: t[:, : len(weights)], tasks.support)  # noqa: B023
+                some = Tasks(support, tasks.query)
+                gradient, losses = each[kind](learner, subtree_of(theta, kind), some)
+                gradients |= {f"{kind}/{name}": learner.rate * g for name, g in gradient.items()}
+                all_losses.append(losses)
+            return gradients, torch.cat(all_losses)
+
+        return run
+
+    def in_chunks(self, estimator: Estimator) -> Estimator:
+        """A single task has no parts."""
+        return estimator
+
+    def prepared(self, tasks: Tasks, generator: torch.Generator) -> Tasks:
+        """A task, all of its examples cut into minibatches."""
+        e = self.experiment
+        batches = minibatches(merge_support_query(tasks), e.inner_batch, e.longest, generator)
+        return Tasks(batches, tree_map(lambda t: t[:, 0], batches))
 
     def evaluate(self, theta: Params) -> dict[str, statistics.Interval]:
         """Accuracies of each after five steps on all support examples, ``g1_g2_inductive_accuracy`` and so on."""

@@ -32,6 +32,7 @@ def begin(profile: str, device: str = "cpu") -> torch.device:
     """
     check_profile(profile)
     chosen = runtime.pick_device(device)
+    runtime.allow_tf32(False)
     if chosen.type == "cpu":
         torch.set_num_threads(1)
         runtime.keep_memory()

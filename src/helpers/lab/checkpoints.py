@@ -44,7 +44,14 @@ class State:
         learned = [value for name, value in self.theta.items() if not name.startswith(CARRIED)]
         # An experiment may only measure: then nothing is learned, and an optimiser still wants a tensor.
         self.learns = bool(learned)
-        self.optimizer = kinds[outer](learned or [torch.zeros(0)], lr=outer_rate)
+        # On a GPU one kernel takes the step, and all that it needs lies there, so that a CUDA graph can hold it.
+        self.fused = self.learns and learned[0].is_cuda
+        self.optimizer = kinds[outer](learned or [torch.zeros(0)], lr=outer_rate, fused=self.fused or None)
+        if outer == "adam":
+            for value in learned:  # now, since a graph and whatever is restored write into these
+                step = torch.zeros((), dtype=torch.float32, device=value.device if self.fused else "cpu")
+                moments = {"exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}
+                self.optimizer.state[value] = {"step": step} | moments
         self.generator = generator
         self.iteration = 0
         self.seconds = 0.0
@@ -61,7 +68,11 @@ class State:
         """θ without its link to the optimiser."""
         return {name: value.detach() for name, value in self.theta.items()}
 
-    def apply(self, gradient: Params, rate: float | None = None) -> None:
+    def changes(self) -> tuple[list[Tensor], list[torch.Generator]]:
+        """The tensors that an iteration writes into, which stay where they are, and what it draws from."""
+        return [*self.values().values(), *self._moments().values()], [self.generator]
+
+    def apply(self, gradient: Params, rate: float | Tensor | None = None) -> None:
         """One outer step, at ``rate`` if given; what an inner optimiser carries takes its new value, at no rate."""
         for name, value in self.theta.items():
             if name.startswith(CARRIED):
@@ -72,6 +83,9 @@ class State:
         if rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+        if self.fused:  # Adam wants to be told
+            for group in self.optimizer.param_groups:
+                group["capturable"] = torch.cuda.is_current_stream_capturing()
         self.optimizer.step()
 
     def save(self, path: Path, config: dict[str, Any], over: bool = False) -> None:
@@ -150,9 +164,7 @@ class State:
                 )
             if self.iteration < iterations:
                 self._restore_generator(tensors["generator"], header, seed)
-                remembers = isinstance(self.optimizer, torch.optim.Adam) and self.learns
-                learned = [value for group in self.optimizer.param_groups for value in group["params"]]
-                if remembers and self.iteration and not all(value in self.optimizer.state for value in learned):
+                if self.iteration and not self._moments().keys() <= tensors.keys():
                     raise KeyError("no state of the optimiser")
             self.losses, self.curve, self.slices = header["losses"], header["curve"], header["slices"]
             like = next(iter(self.theta.values()), torch.zeros(0))  # an experiment that only measures has no θ
@@ -181,20 +193,15 @@ class State:
                 if stored.dtype not in (value.dtype, torch.float16):
                     raise TypeError(f"{name} is of {stored.dtype}")
                 value.copy_(stored)
-        for name, value in self.theta.items():
-            slots = {slot: tensors.get(f"adam/{slot}/{name}") for slot in ("step", "exp_avg", "exp_avg_sq")}
-            kept = {
-                # Adam counts its steps on the CPU.
-                slot: tensor.clone() if slot == "step" else tensor.to(value.device, copy=True)
-                for slot, tensor in slots.items()
-                if tensor is not None
-            }
-            if kept:  # SGD has none
-                if [kept[slot].shape for slot in slots] != [torch.Size(), value.shape, value.shape] or kept["step"] < 0:
-                    raise ValueError(f"the optimiser's memory of {name} is of another shape")
-                if not all(tensor.is_floating_point() for tensor in kept.values()):
-                    raise TypeError(f"the optimiser's memory of {name} is of another kind")
-                self.optimizer.state[value] = kept
+            for name, mine in self._moments().items():
+                stored = tensors.get(name)  # that of a finished run is not kept
+                if stored is None:
+                    continue
+                if stored.shape != mine.shape or (name.startswith("adam/step/") and stored < 0):
+                    raise ValueError(f"{name}, the optimiser's memory, is of another shape")
+                if not stored.is_floating_point():
+                    raise TypeError(f"{name}, the optimiser's memory, is of another kind")
+                mine.copy_(stored)
 
     def remember(self) -> None:
         """Keep this point, in memory, as one to which a watched run can go back."""

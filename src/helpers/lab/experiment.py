@@ -7,10 +7,10 @@ the default that :class:`Experiment` declares. Wrong fields are refused when it 
 
 ``setup(device, compiled)`` loads the data and gives a *run*, the experiment made ready on one device (:class:`Run`).
 :func:`helpers.lab.training.train` asks the experiment for its configuration, its data's digest and its outer rates,
-and the run in this order: ``use`` once, where it has ``forms``; ``init`` once; ``gradient`` at every iteration, in the
-course of which the run calls ``check_clock``; ``spot_check`` every ``evaluate_every`` iterations; at the end
-``evaluate`` and ``table``. The check of records loads the checkpoint, calls ``spot_check`` and allows the differences
-that the experiment declares (``tolerances``, ``spot_chance``, ``spot_only``).
+and the run in this order: ``init`` once; ``use``, where it has ``forms``; ``iterate`` at every iteration, by default
+``gradient`` and the outer step, in the course of which the run calls ``check_clock``; ``spot_check`` every
+``evaluate_every`` iterations; at the end ``evaluate`` and ``table``. The check of records loads the checkpoint, calls
+``spot_check`` and allows the differences that the experiment declares (``tolerances``, ``spot_chance``, ``spot_only``).
 """
 
 from __future__ import annotations
@@ -154,6 +154,17 @@ class Run(ABC):
 
         ``iteration`` counts from 0, for what changes in the course of training, such as an annealed inner rate.
         """
+
+    def iterate(self, state: Any, rate: float) -> Tensor:
+        """One iteration: a meta-batch is drawn, and θ takes an outer step; returns the loss.
+
+        Args:
+            state: of the run, a :class:`~helpers.lab.checkpoints.State`.
+            rate: of the outer step.
+        """
+        gradient, loss = self.gradient(state.values(), state.generator, state.iteration)
+        state.apply(gradient, rate)
+        return loss
 
     def nothing(self, theta: Params) -> tuple[Params, Tensor]:
         """No gradient and no loss: of an iteration in which nothing is trained."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from helpers import estimators
 from helpers.errors import UserError
+from helpers.lab.checkpoints import State
 from helpers.lab.experiment import Experiment, Run
 from helpers.lab.statistics import Tolerance
 from helpers.models.convnet import ConvNet
@@ -148,6 +149,10 @@ def on_folder(experiment: Experiment, place: Path | str, trained: bool = False) 
     return replace(experiment, own=found, name=f"{experiment.name}_own-folder-{found.sha256[:8]}")
 
 
+def _changes(state: State, *_: Any) -> tuple[list[Tensor], list[torch.Generator]]:
+    return state.changes()
+
+
 @dataclass(eq=False)
 class FewShotRun(Run):
     """A few-shot experiment on one device: an estimator on a fresh meta-batch of episodes at every iteration."""
@@ -165,12 +170,17 @@ class FewShotRun(Run):
         self.use("compiled" if self.compiled else "traced")
 
     def use(self, form: str) -> None:
-        """Run the estimator in one of the forms of ``helpers.numerics.tracing.FORMS``."""
-        self.estimator = estimators.divided(self.in_chunks(self.estimator_in(form)))
+        """Run the estimator in one of the forms of ``helpers.numerics.tracing.FORMS``.
+
+        ``"captured"`` is the whole iteration as one CUDA graph: the draw, the traced estimator and the outer step.
+        """
+        one_graph = form == "captured"
+        self.estimator = estimators.divided(self.in_chunks(self.estimator_in("traced" if one_graph else form)))
+        self.whole = tracing.captured(self._whole, _changes, strict=True) if one_graph else None
 
     @abstractmethod
     def estimator_in(self, form: str) -> Estimator:
-        """The estimator in this form, on all tasks of a meta-batch at once."""
+        """The estimator in this form, eager, traced or compiled, on all tasks of a meta-batch at once."""
 
     def in_chunks(self, estimator: Estimator) -> Estimator:
         """The estimator on ``chunk`` tasks at a time: a CPU is fastest on the few that fit its cache, a GPU on all."""
@@ -187,6 +197,21 @@ class FewShotRun(Run):
 
     def gradient(self, theta: Params, generator: torch.Generator, iteration: int) -> tuple[Params, Tensor]:
         """Meta-gradient and mean query loss of a fresh meta-batch."""
+        return self._drawn(self.at(iteration), theta, generator)
+
+    def iterate(self, state: State, rate: float) -> Tensor:
+        """One iteration; captured, what changes from one to the next is the learner and the outer rate."""
+        if self.whole is None:
+            return super().iterate(state, rate)
+        self.check_clock()
+        return self.whole(state, self.at(state.iteration), torch.full((), rate, device=self.device))[1]
+
+    def _drawn(self, learner: Learner, theta: Params, generator: torch.Generator) -> tuple[Params, Tensor]:
         tasks = self.prepared(self.family.sample(self.experiment.meta_batch, generator), generator)
-        gradient, query_losses = self.estimator(self.at(iteration), theta, tasks)
+        gradient, query_losses = self.estimator(learner, theta, tasks)
         return gradient, query_losses.mean()
+
+    def _whole(self, state: State, learner: Learner, rate: Tensor) -> tuple[Params, Tensor]:
+        gradient, loss = self._drawn(learner, state.values(), state.generator)
+        state.apply(gradient, rate)
+        return gradient, loss

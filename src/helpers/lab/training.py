@@ -29,6 +29,7 @@ from helpers.errors import UserError
 from helpers.lab import records, reports, stopping
 from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, moved, read_checkpoint
 from helpers.lab.experiment import Experiment, Run
+from helpers.lab.forms import settled
 from helpers.lab.schedules import RETURNS, annealed, halved, outer_rate_at, steady
 from helpers.lab.statistics import Interval
 from helpers.lab.tensorboard import Watch
@@ -66,7 +67,9 @@ def train(
         fresh: start over; what is there is renamed to ``….old`` once there is something to put in its place.
         compiled: use ``torch.compile``; other rounding, so part of what bit-identical resumption presumes.
         form: how the estimator runs, a name of ``helpers.numerics.tracing.FORMS``, where the experiment leaves the
-            choice; by default ``"compiled"`` or ``"traced"``. ``"fastest"`` tries them for some seconds each.
+            choice; by default ``"compiled"``, or ``"captured"`` on a GPU and ``"traced"`` elsewhere. Where it fails on
+            a GPU, ``"traced"`` and ``"eager"`` are tried, and one line says so. ``"fastest"`` tries all of them for
+            some seconds each.
         data: folder with ``checkpoints/`` and ``records/``; by default ``data/`` of the checkout.
         save_every: seconds between checkpoints.
         judged: measure and record also a run that is not over; without that its checkpoint alone is written.
@@ -95,8 +98,8 @@ def train(
                 runtime.remove_leftovers(data / "records" / f"{experiment.name}{suffix}")
 
         ranks.told(claim)
-        how = form or ("compiled" if compiled else "traced")
         device, watch = torch.device(device), watch or (lambda *_: None)
+        how = form or ("compiled" if compiled else "captured" if device.type == "cuda" else "traced")
         if ranks.number():
             progress, say, watch = False, lambda _: None, lambda *_: None
         return _train(
@@ -131,14 +134,15 @@ def _train(
         raise UserError(f"{experiment.name} is not divided among processes: train it by one, without torchrun")
     generator = runtime.generator(experiment.seed, device)
     first = run.init(generator)
-    compiled, chosen = form == "compiled", bool(run.forms)  # else the experiment itself says how it runs
-    if chosen and form == "fastest" and ranks.count() == 1:
-        form = fastest(run, first, device, budget, say)
-        compiled = form == "compiled"
-    elif chosen:
-        form = "traced" if form == "fastest" else form  # each rank would choose for itself
-        run.use(form)
     state = State(first, experiment.outer_rate, generator, experiment.outer)
+    chosen = bool(run.forms)  # else the experiment itself says how it runs
+    if chosen and ranks.count() > 1:
+        # Each rank would choose for itself, and no graph holds what they tell each other.
+        form = "traced" if form in ("fastest", "captured") else form
+        run.use(form)
+    elif chosen:
+        form = settled(form, run, state, device, budget, say)
+    compiled = form == "compiled"
     kept = ranks.told(path.exists) and not fresh
     if kept:
         state.restore(path, config, experiment.iterations, experiment.seed, ranks.told(partial(read_checkpoint, path)))
@@ -240,7 +244,8 @@ def _train(
                 if ranks.count() == 1:  # of several none may leave the others within an iteration
                     run.check_clock = check_clock
                 try:
-                    gradient, loss = run.gradient(state.values(), generator, state.iteration)
+                    rate = outer_rate_at(experiment, state.iteration) * 0.5 ** len(state.returns)
+                    loss = run.iterate(state, rate)
                 except ranks.Lost:
                     generator.set_state(drawn)
                     raise
@@ -251,7 +256,6 @@ def _train(
                 finally:
                     vars(run).pop("check_clock", None)  # what follows is measuring
                 trained = True
-                state.apply(gradient, outer_rate_at(experiment, state.iteration) * 0.5 ** len(state.returns))
                 state.iteration += 1
                 state.window.append(loss.detach())
                 bar.update()
@@ -301,38 +305,6 @@ def _train(
         return record
 
     return ranks.told(judge)
-
-
-def fastest(
-    run: Any, theta: Params, device: torch.device, budget: float | None = None, say: Callable[[str], None] = print
-) -> str:
-    """Try the forms in which a run can be executed, leave it in the fastest, and return that one's name.
-
-    Compiling takes minutes, so that it is tried only where at least a quarter of an hour is to be trained; a CUDA graph
-    is tried on a GPU. A form that fails is passed over.
-    """
-    kinds = ["eager", "traced"] + ["captured"] * (device.type == "cuda")
-    kinds += ["compiled"] * ((budget is None or budget >= 900) and runtime.can_compile())
-    found: dict[str, float] = {}
-    kept: dict[str, dict[str, Any]] = {}
-    for form in kinds:
-        draws = runtime.generator(0, device)
-        try:
-            run.use(form)
-            run.gradient(theta, draws, 0)[1].item()  # recording, capturing or compiling
-            began, calls = time.monotonic(), 0
-            while calls < 3 or (time.monotonic() - began < 2 and calls < 200):
-                run.gradient(theta, draws, 0)[1].item()  # waits for the device
-                calls += 1
-            found[form], kept[form] = (time.monotonic() - began) / calls, vars(run).copy()
-        except RuntimeError as error:
-            say(f"{form}: failed ({' '.join(str(error).split())[:120]})")
-    if not found:
-        raise UserError("the estimator runs in none of its forms here; the lines above say why")
-    best = min(found, key=found.__getitem__)
-    vars(run).update(kept[best])  # with what was recorded, so that nothing is recorded again
-    say(", ".join(f"{form} {1000 * seconds:.1f} ms" for form, seconds in found.items()) + f" an iteration: {best}")
-    return best
 
 
 def _settle(

@@ -142,7 +142,8 @@ class HessianFree(Proximal):
         found = conjugate_gradient(product, batch, self.solver_steps, damping=self.damping)
         none = found.iterations[0] == 0
         direction = {n: torch.where(none, -self.rate * gradient[n], value[0]) for n, value in found.x.items()}
-        lengths = next(iter(adapted.values())).new_tensor(self.lengths)
+        like = next(iter(adapted.values()))
+        lengths = torch.stack([like.new_full((), length) for length in self.lengths])  # no copy, which would wait
 
         def along(length: Tensor) -> Tensor:
             return self.inner_objective(

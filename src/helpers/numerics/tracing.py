@@ -11,7 +11,8 @@ import functools
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,7 +64,23 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return _specialized(function, _compile)
 
 
-def captured(function: Callable[..., Any]) -> Callable[..., Any]:
+@contextmanager
+def unchanged(tensors: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """What is done within this to tensors and generators is undone after it, where they lie."""
+    before, states = [t.clone() for t in tensors], [g.get_state() for g in generators]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def captured(
+    function: Callable[..., Any], changes: Callable[..., tuple] = lambda *_, **__: ((), ()), strict: bool = False
+) -> Callable[..., Any]:
     """The same function, all its kernels captured in one CUDA graph at the first call and launched together afterwards.
 
     A GPU then computes without waiting for Python, which on networks as small as this book's takes most of the time.
@@ -71,7 +88,10 @@ def captured(function: Callable[..., Any]) -> Callable[..., Any]:
     this is ``function``; on a GPU one line on standard error says so.
 
     Args:
-        function: as for :func:`traced`; it draws no random numbers and never waits for the GPU.
+        function: as for :func:`traced`; it never waits for the GPU.
+        changes: from its arguments to the tensors that a call writes into, which must stay where they are, and to the
+            generators that it draws from. Trying leaves both as they were.
+        strict: let the error of a capture that fails through.
     """
 
     def make(given: Given, fixed: bool) -> Callable[[Given], Any]:
@@ -81,36 +101,12 @@ def captured(function: Callable[..., Any]) -> Callable[..., Any]:
         if given.device.type != "cuda":
             return plain
         try:
-            tensors = given.tensors()
-            static, stream = [t.clone() for t in tensors], torch.cuda.Stream()
-
-            def flat() -> tuple[list[Tensor], TreeSpec]:
-                return tree_flatten(given.call(function, static))
-
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # what is made once, such as a recording, is made before the capture
-                for _ in range(3):
-                    expected, form = flat()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                results, _ = flat()
-
-            def replay(given: Given) -> Any:
-                torch._foreach_copy_(static, given.tensors())
-                graph.replay()
-                copies = [torch.empty_like(result) for result in results]
-                torch._foreach_copy_(copies, results)
-                return tree_unflatten(copies, form)
-
-            for one, other in zip(tree_leaves(replay(given)), expected, strict=True):
-                error = (one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-12)
-                if not error < 1e-3:
-                    raise RuntimeError(f"a replay differs by {error.item():.1e}")
+            return _capture(function, given, fixed, *given.call(changes))
         except Exception as error:  # whatever a driver may say: the function itself still works
-            _say(f"no CUDA graph ({str(error).splitlines()[0]}); going on without")
+            if strict:
+                raise
+            _say(f"no CUDA graph ({(str(error).splitlines() or [type(error).__name__])[0]}); going on without")
             return plain
-        return replay
 
     made = _Cache(function, make)
 
@@ -182,6 +178,52 @@ def linearized(function: Callable[..., Any], by: Sequence[int]) -> Callable[...,
 # ---------------------------------------- running and keeping recordings
 def _say(line: str) -> None:
     print(f"metabook: {line}", file=sys.stderr)
+
+
+def _capture(
+    function: Callable, given: Given, fixed: bool, tensors: Sequence[Tensor], generators: Sequence[torch.Generator]
+) -> Callable[[Given], Any]:
+    """``function`` as one CUDA graph for arguments of this kind; ``tensors`` and ``generators`` are what it changes.
+
+    Raises:
+        RuntimeError: if a replay gives something else than the function; and whatever else capturing may raise.
+    """
+    static, stream = [t.clone() for t in given.tensors()], torch.cuda.Stream()
+
+    def flat() -> tuple[list[Tensor], TreeSpec]:
+        return tree_flatten(given.call(function, static, fixed))
+
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is made once, such as a recording, is made before the capture
+        for _ in range(3):
+            with unchanged(tensors, generators):
+                expected, form = flat()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph, spare = torch.cuda.CUDAGraph(), [generator.clone_state() for generator in generators]
+    for generator in generators:
+        graph.register_generator_state(generator)
+    try:
+        with torch.cuda.graph(graph):
+            results, _ = flat()
+    except Exception:
+        for generator, state in zip(generators, spare, strict=True):
+            generator.graphsafe_set_state(state)  # that of a capture which failed draws no more
+        raise
+
+    def replay(given: Given) -> Any:
+        if static:
+            torch._foreach_copy_(static, given.tensors())
+        graph.replay()
+        copies = [torch.empty_like(result) for result in results]
+        torch._foreach_copy_(copies, results)
+        return tree_unflatten(copies, form)
+
+    with unchanged(tensors, generators):
+        for one, other in zip(tree_leaves(replay(given)), expected, strict=True):
+            error = (one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-12)
+            if not error < 1e-3:
+                raise RuntimeError(f"a replay differs by {error.item():.1e}")
+    return replay
 
 
 def _compile(recording: Recording) -> Program:
