@@ -232,11 +232,7 @@ def _start(name: str, budget: float, device: str, work: Path, save_every: float,
 
 def work(name: str, device: str, data: str, budget: str, save_every: str, tf32: str = "") -> int:
     """What a process of the campaign does: train one experiment in the fastest form, then evaluate it."""
-    torch.set_num_threads(1)
-    runtime.keep_memory()
-    runtime.allow_tf32(bool(tf32))
-    if device == "cpu":
-        runtime.fast_products()
+    runtime.make_worker(device, bool(tf32))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         training.train(

@@ -66,15 +66,6 @@ def connected(where: str) -> Iterator[Any]:
         yield client
 
 
-def _ready(device: torch.device | str) -> None:
-    """Make a worker compute as a command alone would, with one thread."""
-    torch.set_num_threads(1)
-    runtime.keep_memory()
-    runtime.allow_tf32(False)
-    if torch.device(device).type == "cpu":
-        runtime.fast_products()
-
-
 # ---------------------------------------- runs
 @dataclass(frozen=True)
 class Piece:
@@ -100,7 +91,7 @@ def go_on(
         judged: measure what was trained even where the run is not over.
         settings: of :func:`helpers.lab.training.train`.
     """
-    _ready(settings.get("device", "cpu"))
+    runtime.make_worker(settings.get("device", "cpu"))
     said: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         paths = checkpoints.files(experiment.name, Path(folder))
@@ -227,7 +218,7 @@ def _population(children: Children, fused: bool, device: str) -> Population:
 
 
 def _tried(children: Children, fused: bool, device: str, rules: Sequence[Expression], settings: dict) -> list[Outcome]:
-    _ready(device)
+    runtime.make_worker(device)
     return _population(children, fused, device).rewards(rules, **settings)
 
 

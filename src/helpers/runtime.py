@@ -170,6 +170,15 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+def make_worker(device: torch.device | str, tf32: bool = False) -> None:
+    """Make this process one of several that train side by side, which computes with one thread as a command would."""
+    torch.set_num_threads(1)
+    keep_memory()
+    allow_tf32(tf32)
+    if torch.device(device).type == "cpu":
+        fast_products()
+
+
 def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
     """Bytes of tensors alive at the worst moment of ``function()``, beyond what was alive before it.
 

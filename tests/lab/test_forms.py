@@ -93,6 +93,7 @@ def test_captured_iterations_are_the_traced_ones(name):
 
 def test_a_captured_run_goes_on_bit_for_bit_and_says_what_it_was(tmp_path, monkeypatch):
     judged_once(monkeypatch)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(few_shot.FewShotRun, "in_chunks", lambda run, estimator: run.watching(estimator))
     experiment = replace(MINIATURES["maml-mlp"](), iterations=3, evaluate_every=3)
     quiet = {"device": "cuda", "progress": False, "say": lambda _: None}
