@@ -167,7 +167,8 @@ def allow_tf32(allowed: bool) -> None:
     PyTorch allows it in convolutions and not in matrix products; here it is one choice, for the whole process, and
     records name it (:func:`machine`).
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def make_worker(device: torch.device | str, tf32: bool = False) -> None:

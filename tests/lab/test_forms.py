@@ -93,7 +93,7 @@ def test_captured_iterations_are_the_traced_ones(name):
 
 def test_a_captured_run_goes_on_bit_for_bit_and_says_what_it_was(tmp_path, monkeypatch):
     judged_once(monkeypatch)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    runtime.allow_tf32(False)
     monkeypatch.setattr(few_shot.FewShotRun, "in_chunks", lambda run, estimator: run.watching(estimator))
     experiment = replace(MINIATURES["maml-mlp"](), iterations=3, evaluate_every=3)
     quiet = {"device": "cuda", "progress": False, "say": lambda _: None}
@@ -110,11 +110,12 @@ def test_a_captured_run_goes_on_bit_for_bit_and_says_what_it_was(tmp_path, monke
 
 
 def test_tf32_is_one_choice_that_a_record_names():
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         for allowed in (True, False):
             runtime.allow_tf32(allowed)
             assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
             assert runtime.machine("cuda")["tf32"] is allowed and "tf32" not in runtime.machine("cpu")
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -360,6 +360,7 @@ def register(commands: Commands) -> None:
     command.add_argument("--device", **devices)
     command.add_argument("--threads", **cores)
     command.add_argument("--cluster", **many)
+    command.add_argument("--tf32", **rounding)
     command.add_argument("--fresh", action="store_true", help="start over; what is there is renamed to ….old")
     command.add_argument(
         "--compile",
