@@ -77,8 +77,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().add_text("\n".join(self._split_lines(text, max(self._width, 11))) if wrapped else text)
 
 
-def ready(options: argparse.Namespace) -> Any:
-    """Make this process ready for ``--threads`` and ``--tf32``, and return the torch device that ``--device`` names."""
+def ready(options: argparse.Namespace, tf32: bool = False) -> Any:
+    """Make this process ready for ``--threads`` and for TF32, and return the torch device that ``--device`` names."""
     import torch
 
     from helpers import runtime
@@ -86,7 +86,7 @@ def ready(options: argparse.Namespace) -> Any:
     device = runtime.pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    runtime.allow_tf32(getattr(options, "tf32", False))
+    runtime.allow_tf32(tf32)
     runtime.keep_memory()
     return device
 

@@ -119,7 +119,7 @@ def _prepared(options: argparse.Namespace) -> dict[str, Any]:
     from helpers import runtime
     from helpers.numerics import ranks
 
-    device = ranks.own_device(ready(options))
+    device = ranks.own_device(ready(options, options.tf32))
     if device.type == "cpu":
         runtime.fast_products()
     return {"device": device, "compiled": options.compile, "fresh": options.fresh}
