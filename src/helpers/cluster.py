@@ -66,6 +66,11 @@ def connected(where: str) -> Iterator[Any]:
         yield client
 
 
+def _needs(device: torch.device | str) -> dict[str, Any]:
+    """What Dask is told of a task's device: one at a time on a GPU."""
+    return {"resources": {"GPU": 1}} if torch.device(device).type == "cuda" else {}
+
+
 # ---------------------------------------- runs
 @dataclass(frozen=True)
 class Piece:
@@ -137,7 +142,7 @@ def train(
     from distributed import TimeoutError, as_completed
 
     data, settings, started = data or runtime.root() / "data", settings or {}, time.monotonic()
-    needs = {"resources": {"GPU": 1}} if torch.device(settings.get("device", "cpu")).type == "cuda" else {}
+    needs = _needs(settings.get("device", "cpu"))
     places = {e.name: checkpoints.files(e.name, data) for e in chosen}
     running: dict[Any, tuple[Experiment, bool]] = {}
     failed: list[str] = []
@@ -245,7 +250,7 @@ class Spread:
         workers = max(1, len(self.client.scheduler_info()["workers"]))
         size = max(1, min(self.children.chunk, -(-len(rules) // workers)))
         settings |= {"epochs": epochs}
-        needs = {"resources": {"GPU": 1}} if self.device == "cuda" else {}
+        needs = _needs(self.device)
         parts = [
             self.client.submit(
                 _tried, self.children, self.fused, self.device, list(rules[i : i + size]), settings, pure=False, **needs

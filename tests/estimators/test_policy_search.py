@@ -10,8 +10,9 @@ import torch
 from torch.func import grad, jvp, vmap
 
 from helpers.estimators import maml
-from helpers.estimators.policy_search import PolicySearch, expanded, fisher_product, judged, policy_descent
+from helpers.estimators.policy_search import PolicySearch, fisher_product, judged, policy_descent
 from helpers.learners.descent import GradientDescent
+from helpers.models.layers import expanded
 from helpers.models.mlp import MLP
 from helpers.models.policies import GaussianPolicy
 from helpers.numerics.differences import central_differences, error, objective

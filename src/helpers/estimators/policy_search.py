@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from helpers.estimators.explicit import maml
 from helpers.learners.descent import GradientDescent
+from helpers.models.layers import expanded
 from helpers.models.policies import GaussianPolicy
 from helpers.numerics.tracing import traced
 from helpers.optimizers.trust_region import Moved, natural_step
@@ -165,8 +166,3 @@ class PolicySearch:
             if rate is not None:
                 phi = self.descend(self.learner.replace(rate=rate), phi, support)
         return torch.stack(found)
-
-
-def expanded(theta: Params, count: int) -> Params:
-    """The same policy for each of so many tasks, ``[tasks, ...]``."""
-    return {name: value.expand(count, *value.shape).contiguous() for name, value in theta.items()}

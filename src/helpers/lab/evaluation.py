@@ -21,6 +21,7 @@ from helpers.learners.descent import GradientDescent
 from helpers.learners.feedforward import Amortized
 from helpers.learners.minibatch import MinibatchDescent
 from helpers.losses import accuracy, cross_entropy
+from helpers.models.layers import expanded
 from helpers.numerics.tracing import traced
 from helpers.progress import progress_bar
 from helpers.tasks.batches import minibatches
@@ -242,7 +243,7 @@ class Predictor:
         size = CHUNK if batches.x.device.type == "cpu" and count % CHUNK == 0 else count
         for begin in range(0, count, size):
             chunk, parts = tree_map(lambda t, begin=begin: t[begin : begin + size], (tasks, batches))
-            phi = {name: value.expand(size, *value.shape).contiguous() for name, value in learner.start(theta).items()}
+            phi = expanded(learner.start(theta), size)
             for step in range(parts.x.shape[1]):
                 phi = self.step(learner, theta, phi, tree_map(lambda t, step=step: t[:, step].contiguous(), parts))
             found.append(self.outcome(learner, phi, chunk))

@@ -27,7 +27,7 @@ from torch import Tensor
 from helpers import runtime
 from helpers.errors import UserError
 from helpers.lab import records, reports, stopping
-from helpers.lab.checkpoints import LOG_EVERY, SUFFIX, State, entries, moved, read_checkpoint
+from helpers.lab.checkpoints import LOG_EVERY, State, entries, files, moved, read_checkpoint
 from helpers.lab.experiment import Experiment, Run
 from helpers.lab.forms import settled
 from helpers.lab.schedules import RETURNS, annealed, halved, outer_rate_at, steady
@@ -89,13 +89,13 @@ def train(
             evaluated, at once. The checkpoint then stands, and the next call measures what was not measured.
     """
     data = data or runtime.root() / "data"
-    path = data / "checkpoints" / f"{experiment.name}{SUFFIX}"
+    path, *beside = files(experiment.name, data).values()
     with ExitStack() as held:
 
         def claim() -> None:
             held.enter_context(runtime.only_one(path, f"training {experiment.name}"))
-            for suffix in records.SUFFIXES:
-                runtime.remove_leftovers(data / "records" / f"{experiment.name}{suffix}")
+            for one in beside:
+                runtime.remove_leftovers(one)
 
         ranks.told(claim)
         device, watch = torch.device(device), watch or (lambda *_: None)
@@ -182,8 +182,7 @@ def _train(
             }  # fmt: skip
             state.slices.append(this | ({"reseeded": True} if state.reseeded else {}))
         if fresh and not kept:
-            files = [path, *(data / "records" / f"{experiment.name}{suffix}" for suffix in records.SUFFIXES)]
-            if moved_to := list(filter(None, map(runtime.set_aside, files))):
+            if moved_to := list(filter(None, map(runtime.set_aside, files(experiment.name, data).values()))):
                 say(f"{experiment.name}: the earlier run is kept as {', '.join(map(str, moved_to))}")
         state.save(path, config, over=state.iteration == experiment.iterations)
         kept, saved = True, time.monotonic()

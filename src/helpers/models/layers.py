@@ -13,7 +13,7 @@ from helpers.numerics.conv_ops import standardize
 from helpers.types import Params
 from helpers.validate import positive
 
-__all__ = ["EPSILON", "layer_norm", "normalize", "stacked", "subtree"]
+__all__ = ["EPSILON", "expanded", "layer_norm", "normalize", "stacked", "subtree"]
 
 EPSILON = 1e-3  # of the official MAML code's normalisation (TensorFlow's default)
 
@@ -21,6 +21,11 @@ EPSILON = 1e-3  # of the official MAML code's normalisation (TensorFlow's defaul
 def stacked(drawn: Sequence[Params]) -> Params:
     """Several parameter dictionaries of one network as one, its tensors with a leading axis."""
     return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+
+
+def expanded(params: Params, count: int) -> Params:
+    """The same parameters ``count`` times, its tensors with a leading axis."""
+    return {name: value.expand(count, *value.shape).contiguous() for name, value in params.items()}
 
 
 def subtree(params: Params, prefix: str) -> Params:
