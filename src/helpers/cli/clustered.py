@@ -31,7 +31,11 @@ def train(options: argparse.Namespace) -> int:
             arrange = cluster.spread(client, device)
             training.train(todo[0], device=device, budget=options.budget, arrange=arrange)
             return 0
-        failed = cluster.train(todo, client, budget=options.budget, settings={"device": device})
+        return status(cluster.train(todo, client, budget=options.budget, settings={"device": device}))
+
+
+def status(failed: list[str]) -> int:
+    """The exit status after a queue, of which these experiments could not be trained; a line names them."""
     if failed:
         print(f"metabook: not trained: {', '.join(failed)}; the messages above say why", file=sys.stderr)
     return 2 if failed else 0

@@ -178,9 +178,7 @@ def _queue(chosen: list, budget: float | None, watched_in: Path | None, settings
         except Exception as error:  # such as a full GPU or disk: the rest of the queue can still be trained
             print(f"metabook: {experiment.name} failed ({type(error).__name__}: {error})", file=sys.stderr)
             failed.append(experiment.name)
-    if failed:
-        print(f"metabook: not trained: {', '.join(failed)}; the messages above say why", file=sys.stderr)
-    return 2 if failed else 0
+    return clustered.status(failed)
 
 
 def _variant(experiment, changes: dict[str, str]):
